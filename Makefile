@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+README := README.md
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: demo test docs readme notebooks setup clean
@@ -16,14 +17,15 @@ $(STAMP): settings.ini setup.py pyproject.toml
 	@touch $@
 
 # Train on 4,000 real digits, then evaluate: about five minutes on two cores.
+demo: RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 demo: $(STAMP)
-	@$(BIN)/cebm_train --out runs/demo --overwrite
-	@$(BIN)/cebm_eval runs/demo
+	@$(BIN)/cebm_train --out $(RUN)
+	@$(BIN)/cebm_eval $(RUN)
 
 # The exported package is what the notebooks say; every cell runs; the tests pass.
 test: $(STAMP)
 	$(BIN)/python -m pytest tests/test_export.py
-	$(BIN)/nbdev_test --n_workers 1 --do_print --timing
+	$(BIN)/nbdev_test --n_workers 1 --timing
 	$(BIN)/python -m pytest tests --ignore=tests/test_export.py
 
 # Process the notebooks and render them, with Quarto where it is installed, else with smalldocs.
@@ -36,7 +38,7 @@ docs: $(STAMP)
 
 # README.md is nbs/index.ipynb.
 readme: $(STAMP)
-	$(BIN)/jupyter nbconvert --to markdown --stdout --log-level WARN nbs/index.ipynb | sed 's#](images/#](nbs/images/#g' > README.md
+	$(BIN)/jupyter nbconvert --to markdown --stdout --log-level WARN nbs/index.ipynb | sed 's#](images/#](nbs/images/#g' > $(README)
 
 clean:
 	rm -rf $(VENV) _proc _docs

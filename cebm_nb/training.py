@@ -43,7 +43,7 @@ def contrastive_loss(
     contrast = torch.where(waiting, torch.zeros_like(gap), -gap)
     return contrast + energy_penalty * (energy_data.square().mean() + energy_samples.square().mean()), gap.detach(), waiting
 
-# %% ../nbs/06_training.ipynb #e2006150
+# %% ../nbs/06_training.ipynb #7d806968
 @dataclass(frozen=True)
 class Settings:
     "Settings of a training run; the defaults are those of Wu et al. 2021. Raises ValueError on values that make no sense."
@@ -79,7 +79,7 @@ class Settings:
 
 presets = dict(
     paper=Settings(),
-    cpu=Settings(learning_rate=5e-4, warmup=200, cosine=True, grad_clip=1., average=0.999, max_gap=5., sgld_steps=10, epochs=25),
+    cpu=Settings(learning_rate=5e-4, warmup=200, cosine=True, grad_clip=1., average=0.999, max_gap=5., sgld_steps=8, epochs=25),
     smoke=Settings(batch_size=16, learning_rate=3e-4, sgld_steps=3, buffer_size=64, max_gap=5., grad_clip=1., epochs=0.2),
 )
 
@@ -230,7 +230,7 @@ def load_checkpoint(trainer: Trainer, folder: Path):
         trainer.step, trainer.seconds, trainer.rows = int(tensors['step']), record['seconds'], [r for r in record['rows'] if r['step'] <= int(tensors['step'])]
     except (KeyError, RuntimeError) as error: raise ValueError(f'the checkpoint in {folder} is of another run: {str(error).splitlines()[0]}') from None
 
-# %% ../nbs/06_training.ipynb #dc0550d6
+# %% ../nbs/06_training.ipynb #5198c320
 @contextmanager
 def _stop_on_signal():
     "Yields a function that says whether Ctrl-C or SIGTERM arrived; the second signal has its usual effect."
@@ -261,7 +261,7 @@ class Run:
         "A finished run from its folder; raises FileNotFoundError or ValueError with a word on what is wrong."
         folder = Path(folder)
         model, metrics = load_model(folder), folder / 'metrics.csv'
-        return cls(folder, model, pd.read_csv(metrics) if metrics.is_file() else pd.DataFrame(), read_config(folder))
+        return cls(folder, model, pd.read_csv(metrics) if metrics.is_file() and metrics.stat().st_size > 1 else pd.DataFrame(), read_config(folder))
 
     @property
     def chains(self) -> Tensor:
@@ -287,7 +287,7 @@ def new_run_folder(
     while (folder := Path('runs') / f'{stem}-{taken}').exists(): taken += 1
     return folder
 
-# %% ../nbs/06_training.ipynb #f22d5c2c
+# %% ../nbs/06_training.ipynb #cccb7bf7
 class _Progress:  # the bar: how far, energies of data and samples, their gap, the samples' range
     def __init__(self, show): self.bar = tqdm(total=100, unit='%', disable=not show, bar_format='{l_bar}{bar}| {elapsed}<{remaining} {postfix}')
 
@@ -305,14 +305,17 @@ class _Saver:  # everything into the run folder, at an interval and at the end
     def __call__(self, trainer, used):
         if time.monotonic() - self.last > self.interval: self.save(trainer)
 
-    def save(self, trainer, finished=None):
+    def save(self, trainer, status=None):
         save_checkpoint(trainer, self.folder / 'checkpoint')
         save_weights(self.folder / 'model.safetensors', trainer.average.state_dict())
-        write_atomically(self.folder / 'metrics.csv', lambda p: pd.DataFrame(trainer.rows).to_csv(p, index=False))
-        if finished: write_json(self.folder / 'config.json', self.config | dict(finished=finished))
+        self.record(trainer, status)
         self.last = time.monotonic()
 
-# %% ../nbs/06_training.ipynb #fbece44c
+    def record(self, trainer, status=None):  # the metrics, and how the run ended
+        write_atomically(self.folder / 'metrics.csv', lambda p: pd.DataFrame(trainer.rows).to_csv(p, index=False))
+        if status: write_json(self.folder / 'config.json', self.config | dict(finished=dict(status=status, updates=trainer.step, seconds=round(trainer.seconds, 1))))
+
+# %% ../nbs/06_training.ipynb #97860b92
 def _versions() -> dict: return dict(cebm_nb=__version__, torch=torch.__version__, python=platform.python_version())
 
 def _jsonable(settings: Settings) -> dict: return {k: None if v == math.inf else v for k, v in asdict(settings).items()}
@@ -371,12 +374,14 @@ def train(
 def _fit(trainer, budget, folder, config, progress, callbacks=()) -> Run:
     saver, bar = _Saver(folder, config), _Progress(progress)
     with _stop_on_signal() as should_stop:
+        saver.save(trainer)  # from here on the folder always holds a model that was healthy
         try: trainer.fit(budget, (bar, saver, *callbacks), should_stop)
         except DivergenceError as error:
+            saver.record(trainer, 'diverged')
             raise DivergenceError(f'{error}; what was healthy is in {str(folder)!r}, try a lower --learning_rate or more --sgld_steps') from None
         finally: bar.bar.close()
         status = 'interrupted' if should_stop() else 'complete'
-        saver.save(trainer, dict(status=status, updates=trainer.step, seconds=round(trainer.seconds, 1)))
+        saver.save(trainer, status)
     if status == 'interrupted': print(f'Interrupted after {trainer.step} updates; everything is saved in {folder}. Go on with: cebm_train --resume {folder}')
     return Run(folder, trainer.average.eval(), pd.DataFrame(trainer.rows), read_config(folder))
 

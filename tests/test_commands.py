@@ -1,0 +1,143 @@
+"""The commands as a user types them: real processes, real files."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+BIN = Path(sys.executable).parent
+SMALL = '--data digits --preset smoke --latent_dim 16'.split()
+
+
+def start(cwd, command, *args, **options):
+    return subprocess.Popen([BIN / command, *map(str, args)], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def call(cwd, command, *args):
+    process = start(cwd, command, *args)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp('work')
+    status, out, err = call(path, 'cebm_train', *SMALL, '--steps', 12, '--out', 'run', '--quiet')
+    assert status == 0, err
+    assert 'complete' in out
+    return path
+
+
+def test_a_run_folder_holds_what_the_design_says(folder):
+    names = {p.relative_to(folder / 'run').as_posix() for p in (folder / 'run').rglob('*') if p.is_file()}
+    assert names >= {'config.json', 'metrics.csv', 'model.safetensors', 'checkpoint/state.safetensors', 'checkpoint/state.json', 'figures/samples.png', 'figures/training.png'}
+    assert not [n for n in names if 'part' in n]
+    config = json.loads((folder / 'run' / 'config.json').read_text())
+    assert config['seed'] == 0 and config['settings']['sgld_steps'] == 3 and config['versions']['torch'] and config['finished']['updates'] == 12
+
+
+def test_evaluation_and_samples(folder):
+    status, out, err = call(folder, 'cebm_eval', 'run', '--draws', 3)
+    assert status == 0, err
+    assert 'pixel' in out and 'stand' in out
+    records = json.loads((folder / 'run' / 'eval.json').read_text())['few_label']
+    assert {(r['representation'], r['labels_per_class']) for r in records} == {(who, n) for who in ('pixel', 'cebm') for n in (1, 10, 100, 'all')}
+    assert all(0 <= r['accuracy_mean'] <= 1 and r['converged'] for r in records)
+    for begin in ('buffer', 'noise'):
+        status, out, err = call(folder, 'cebm_sample', 'run', '--n', 5, '--steps', 3, '--start', begin, '--out', f'{begin}.png')
+        assert status == 0 and (folder / f'{begin}.png').read_bytes()[1:4] == b'PNG', err
+
+
+def test_same_seed_same_weights_in_two_processes(folder):
+    for name, seed in (('again', 0), ('other', 1)): assert call(folder, 'cebm_train', *SMALL, '--steps', 12, '--seed', seed, '--out', name, '--quiet')[0] == 0
+    first, again, other = (load_file(folder / n / 'model.safetensors') for n in ('run', 'again', 'other'))
+    assert all(torch.equal(first[k], again[k]) for k in first)
+    assert not all(torch.equal(first[k], other[k]) for k in first)
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_everything_and_resume_goes_on(folder, number):
+    name = f'stopped-{number}'
+    process = start(folder, 'cebm_train', *SMALL, '--steps', 1_000_000, '--out', name, '--quiet')
+    deadline = time.monotonic() + 120
+    while not (folder / name / 'config.json').exists() and time.monotonic() < deadline: time.sleep(0.05)
+    time.sleep(3)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert 'Interrupted' in out and '--resume' in out
+    config = json.loads((folder / name / 'config.json').read_text())
+    assert config['finished']['status'] == 'interrupted' and (folder / name / 'model.safetensors').exists()
+    done = config['finished']['updates']
+    status, out, err = call(folder, 'cebm_train', '--resume', name, '--steps', done + 5, '--quiet')
+    assert status == 0, err
+    config = json.loads((folder / name / 'config.json').read_text())
+    assert config['finished'] | {'seconds': 0} == {'status': 'complete', 'updates': done + 5, 'seconds': 0}
+
+
+def test_resumed_equals_uninterrupted(folder):
+    assert call(folder, 'cebm_train', *SMALL, '--steps', 7, '--out', 'part', '--quiet')[0] == 0
+    assert call(folder, 'cebm_train', '--resume', 'part', '--steps', 12, '--quiet')[0] == 0
+    whole, part = load_file(folder / 'run' / 'checkpoint' / 'state.safetensors'), load_file(folder / 'part' / 'checkpoint' / 'state.safetensors')
+    assert whole.keys() == part.keys() and all(torch.equal(whole[k], part[k]) for k in whole)
+
+
+@pytest.mark.parametrize('command, args, word', [
+    ('cebm_train', '--data digit', "did you mean 'digits'"),
+    ('cebm_train', '--data digits --model gmm-cbem', "did you mean 'gmm-cebm'"),
+    ('cebm_train', '--data digits --preset papers', "did you mean 'paper'"),
+    ('cebm_train', '--data digits --batch_size 2000', 'batch_size'),
+    ('cebm_train', '--data digits --batch_size 0', 'positive'),
+    ('cebm_train', '--data digits --batch_size -5', 'positive'),
+    ('cebm_train', '--data digits --latent_dim 0', 'at least 1'),
+    ('cebm_train', '--data digits --steps 0', 'positive'),
+    ('cebm_train', '--data digits --minutes -1', 'positive'),
+    ('cebm_train', '--data digits --minutes nan', 'positive'),
+    ('cebm_train', '--data digits --steps 5 --epochs 1', 'one of'),
+    ('cebm_train', '--data digits --learning_rate nan', 'positive'),
+    ('cebm_train', '--data digits --device cuda:99', 'not available'),
+    ('cebm_train', '--data digits --precision float8', 'precision'),
+    ('cebm_train', '--data digits --model pixel', 'no energy'),
+    ('cebm_train', '--data folder:nowhere', 'no folder'),
+    ('cebm_train', '--resume nowhere', 'no run folder'),
+    ('cebm_train', '--resume run --learning_rate 1', 'only a budget'),
+    ('cebm_eval', 'nowhere', 'no run folder'),
+    ('cebm_eval', 'run --only few-labels', "did you mean 'few-label'"),
+    ('cebm_eval', 'run --data mnist-5k', 'shape'),
+    ('cebm_sample', 'run --n 0', 'at least 1'),
+    ('cebm_sample', 'run --n 100000', 'at most'),
+    ('cebm_sample', 'run --start here', 'unknown start'),
+    ('cebm_sample', 'run --out picture.jpg', '.png'),
+])
+def test_bad_input_gets_one_line(folder, command, args, word):
+    extra = ['--out', 'none'] if command == 'cebm_train' and '--resume' not in args else []
+    before = sorted(p for p in folder.rglob('*'))
+    status, out, err = call(folder, command, *args.split(), *extra)
+    assert status == 2
+    assert len(err.splitlines()) == 1 and err.startswith(f'{command}: ') and word in err
+    assert sorted(p for p in folder.rglob('*')) == before
+
+
+def test_an_occupied_folder_is_refused_and_left_alone(folder):
+    before = {p: p.read_bytes() for p in (folder / 'run').rglob('*') if p.is_file()}
+    status, out, err = call(folder, 'cebm_train', *SMALL, '--out', 'run')
+    assert status == 2 and 'not empty' in err
+    assert before == {p: p.read_bytes() for p in (folder / 'run').rglob('*') if p.is_file()}
+
+
+def test_divergence_keeps_what_was_healthy(folder):
+    status, out, err = call(folder, 'cebm_train', *SMALL, '--steps', 200, '--learning_rate', '1e30', '--out', 'wild', '--quiet')
+    assert status == 2 and 'not finite' in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize('command', ['cebm_train', 'cebm_eval', 'cebm_sample'])
+def test_help_explains_every_option(command, tmp_path):
+    status, out, _ = call(tmp_path, command, '--help')
+    assert status == 0 and 'usage' in out
+    assert 'None' not in out
