@@ -89,7 +89,7 @@ class Pixel(nn.Module):
         "(B, *in_shape) -> (B, C*H*W)."
         return x.flatten(1)
 
-# %% ../nbs/03_models.ipynb #e3161b8c
+# %% ../nbs/03_models.ipynb #3f6fe0ee
 def check_name(
     kind: str,  # what is named, for the message
     name: str,  # what was given
@@ -98,7 +98,7 @@ def check_name(
     "`name` itself if it is known; raises ValueError with the nearest known name otherwise."
     if name in known: return name
     near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.4)
-    raise ValueError(f'unknown {kind} {str(name)!r}' + (f', did you mean {near[0]!r}?' if near else '') + f' Known: {", ".join(known)}')
+    raise ValueError(f'unknown {kind} {str(name)!r}' + (f', did you mean {near[0]!r}' if near else '') + f'? Known: {", ".join(known)}')
 
 # %% ../nbs/03_models.ipynb #9b39ed1d
 model_names = ['cebm', 'gmm-cebm', 'pixel']

@@ -16,15 +16,16 @@ from torch import Tensor
 
 from .models import write_atomically
 
-# %% ../nbs/10_plots.ipynb #7cb17bfa
+# %% ../nbs/10_plots.ipynb #de25ba4e
 def image_grid(
     images: Tensor,  # (N, C, H, W) in [-1, 1]; values outside are cut off, for display only
     columns: int | None = None,  # images in a row; as square as possible by default
-    pixels: int = 2,  # screen pixels for each image pixel
+    pixels: int | None = None,  # screen pixels for each image pixel; by default so many that an image is about 56 high
 ) -> np.ndarray:  # uint8, (height, width, 3)
     "Images side by side with a thin border, as one array."
     if images.dim() != 4 or not len(images): raise ValueError(f'images must be (N, C, H, W) with N at least 1, got {tuple(images.shape)}')
     n, c, h, w = images.shape
+    pixels = pixels or max(1, round(56 / h))
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
     x = ((images.detach().cpu().float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()

@@ -43,7 +43,7 @@ def contrastive_loss(
     contrast = torch.where(waiting, torch.zeros_like(gap), -gap)
     return contrast + energy_penalty * (energy_data.square().mean() + energy_samples.square().mean()), gap.detach(), waiting
 
-# %% ../nbs/06_training.ipynb #7d806968
+# %% ../nbs/06_training.ipynb #0dd0d8fa
 @dataclass(frozen=True)
 class Settings:
     "Settings of a training run; the defaults are those of Wu et al. 2021. Raises ValueError on values that make no sense."
@@ -79,7 +79,7 @@ class Settings:
 
 presets = dict(
     paper=Settings(),
-    cpu=Settings(learning_rate=5e-4, warmup=200, cosine=True, grad_clip=1., average=0.999, max_gap=5., sgld_steps=8, epochs=25),
+    cpu=Settings(learning_rate=5e-4, warmup=200, cosine=True, grad_clip=1., average=0.999, max_gap=10., sgld_steps=8, buffer_size=1000, epochs=25),
     smoke=Settings(batch_size=16, learning_rate=3e-4, sgld_steps=3, buffer_size=64, max_gap=5., grad_clip=1., epochs=0.2),
 )
 
