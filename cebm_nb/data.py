@@ -39,7 +39,7 @@ def check_images(
         raise ValueError(f'images must be in [{low:g}, {high:g}], got [{got.min:g}, {got.max:g}]{advice}')
     return x
 
-# %% ../nbs/04_data.ipynb #868d2050
+# %% ../nbs/04_data.ipynb #89632000
 @dataclass
 class ImageSet:
     "Images as bytes, (N, C, H, W) uint8, with labels (N,) int64 in 0, 1, ... or None."
@@ -67,7 +67,7 @@ class ImageSet:
         if x.dim() != 4 or x.shape[1] not in (1, 3): raise ValueError(f'images must be (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels, got {tuple(x.shape)}')
         if x.is_floating_point(): x = ((check_images(x) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         elif x.dtype != torch.uint8: raise ValueError(f'images must be uint8 or floats in [-1, 1], got {x.dtype}')
-        return cls(x.contiguous(), None if labels is None else torch.as_tensor(np.array(labels)).long())
+        return cls(x.contiguous(), None if labels is None else torch.as_tensor(labels if isinstance(labels, Tensor) else np.array(labels)).long())
 
     def serve(self,
         index: Tensor | slice = slice(None),  # which images
