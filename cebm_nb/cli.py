@@ -107,7 +107,7 @@ def cebm_eval(
             print(f'\n{compare_with_pixels(result)}')
         print(f'Written: {Path(run) / "eval.json"}')
 
-# %% ../nbs/11_cli.ipynb #7e159cdc
+# %% ../nbs/11_cli.ipynb #a79de9ec
 @call_parse
 def cebm_train(
     data: str = 'mnist-5k',  # mnist-5k, digits, digits-m, fashion-mnist, mnist, cifar10, svhn, svhn-extra, or folder:PATH
@@ -130,6 +130,7 @@ def cebm_train(
     batch_size: int = None,  # images and chains in an update
     learning_rate: float = None,  # of Adam
     warmup: int = None,  # updates over which the learning rate rises
+    schedule: str = None,  # of the learning rate after that: constant, or cosine (down to 2 % at the end of the budget)
     grad_clip: float = None,  # largest norm of the gradient
     average: float = None,  # decay of the running average of weights
     data_noise: float = None,  # sd of the noise added to data
@@ -149,6 +150,7 @@ def cebm_train(
                  sgld_clamp=sgld_clamp, buffer_size=buffer_size, restart_prob=restart_prob)
     given = {k: v for k, v in given.items() if v is not None}
     with plain_errors('cebm_train'):
+        if schedule: given['cosine'] = check_name('schedule', schedule, ['constant', 'cosine']) == 'cosine'
         if resume:
             if given or out: raise ValueError(f'with --resume only a budget can be given, got {", ".join([*given, *["out"] * bool(out)])}')
             run = resume_run(resume, root, minutes, epochs, steps, progress=not quiet)
