@@ -14,7 +14,7 @@ from torch.distributions import Categorical, Distribution, MixtureSameFamily
 
 from .families import ExponentialFamily, Gaussian
 
-# %% ../nbs/01_conjugacy.ipynb #6375d974
+# %% ../nbs/01_conjugacy.ipynb #30494070
 class Prior(nn.Module):
     """The bias p(z | lambda) of a conjugate energy-based model, and everything that follows from adding t(x) to it.
 
@@ -64,7 +64,15 @@ class Prior(nn.Module):
         "The posterior mean, the representation of an image: -> (B, dim)."
         return self.posterior(t).mean
 
-# %% ../nbs/01_conjugacy.ipynb #b0a6811f
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        "Draws from p(z | lambda), differentiable in lambda: -> (n, dim)."
+        return self.family.sample(self.natural.expand(n, *self.family.natural_shape), generator)
+
+    def components_of(self, suff_stats: Tensor) -> Tensor:
+        "p(component k | z) from eta(z), (B, *family.natural_shape); there is one component here: -> (B, 1)."
+        return torch.ones_like(suff_stats[(...,) + (0,) * len(self.family.natural_shape)])[..., None]
+
+# %% ../nbs/01_conjugacy.ipynb #9beed3df
 class MixturePrior(Prior):
     """A mixture bias with K components of equal weight, all sharing t(x); natural parameters (K, *family.natural_shape).
 
@@ -114,14 +122,27 @@ class MixturePrior(Prior):
         best = self.component_energies(t).argmin(-1)
         return self.family.distribution(self.natural[best] + t).mean
 
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        "Draws from the mixture, differentiable in the parameters of the components: -> (n, dim)."
+        which = torch.randint(self.components, (n,), generator=generator, device=self.natural.device)
+        return self.family.sample(self.natural[which], generator)
+
+    def components_of(self, suff_stats: Tensor) -> Tensor:
+        "p(y = k | z), proportional to exp(<lambda_k, eta(z)> - A(lambda_k)), from eta(z): -> (B, K)."
+        inner = (self.natural * self._beside(suff_stats)).flatten(-len(self.family.natural_shape)).sum(-1)
+        return torch.softmax(inner - self.family.log_normalizer(self.natural), -1)
+
     @classmethod
     def random(cls,
         family: ExponentialFamily,  # the family of z; it must convert from a Normal
         components: int = 20,  # number of components K
         generator: torch.Generator | None = None,  # where the means come from
         learn: bool = False,  # train the components
+        mean_std: float = 1.,  # standard deviation of the means around zero
+        stds: tuple = (1., 1.),  # standard deviations of the components are drawn uniformly between these two
     ):
-        "Components with means drawn from N(0, I) and standard deviations 1, as in the paper."
+        "Components with means drawn from N(0, mean_std^2 I); by default with standard deviations 1, as in the paper's GMM-CEBM."
         if components < 1: raise ValueError(f'components must be at least 1, got {components}')
-        means = torch.randn(components, family.dim, generator=generator)
-        return cls(family, family.from_distribution(torch.distributions.Normal(means, torch.ones_like(means))), learn)
+        means = mean_std * torch.randn(components, family.dim, generator=generator)
+        scales = torch.empty_like(means).uniform_(*stds, generator=generator)
+        return cls(family, family.from_distribution(torch.distributions.Normal(means, scales)), learn)

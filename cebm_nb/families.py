@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
-# %% ../nbs/00_families.ipynb #f7169c1a
+# %% ../nbs/00_families.ipynb #a96c0818
 class ExponentialFamily:
     """An exponential family over z of shape (..., dim): p(z) = h(z) exp(<natural, suff_stats(z)> - log_normalizer(natural)).
 
@@ -34,6 +34,7 @@ class ExponentialFamily:
     def distribution(self, natural: Tensor) -> Distribution: raise NotImplementedError
     def from_distribution(self, dist: Distribution) -> Tensor: raise NotImplementedError
     def standard(self) -> Tensor: raise NotImplementedError
+    def sample(self, natural: Tensor, generator: torch.Generator | None = None) -> Tensor: raise NotImplementedError
 
     def inner(self,
         natural: Tensor,  # (..., *natural_shape)
@@ -51,7 +52,7 @@ class ExponentialFamily:
 
     def __repr__(self): return f'{type(self).__name__}(dim={self.dim})'
 
-# %% ../nbs/00_families.ipynb #66866f08
+# %% ../nbs/00_families.ipynb #8f9f04be
 class Gaussian(ExponentialFamily):
     """A Gaussian with diagonal covariance; natural parameters (..., dim, 2) hold (n1, n2), with n2 < 0.
 
@@ -99,3 +100,9 @@ class Gaussian(ExponentialFamily):
     def standard(self) -> Tensor:
         "Natural parameters (0, -1/2) of the standard normal: (dim, 2)."
         return torch.tensor([0., -0.5]).expand(self.dim, 2).clone()
+
+    def sample(self, natural: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        "One draw for each set of natural parameters, differentiable in them: (..., dim, 2) -> (..., dim)."
+        base = self.distribution(natural).base_dist
+        noise = torch.empty_like(base.loc).normal_(generator=generator)  # torch.distributions knows only the global generator
+        return base.loc + base.scale * noise

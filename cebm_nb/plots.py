@@ -48,13 +48,8 @@ def plot_images(
     if title: ax.set_title(title)
     return fig
 
-# %% ../nbs/10_plots.ipynb #cefb2277
-def plot_training(
-    metrics: pd.DataFrame,  # the metrics table of a run
-) -> Figure:
-    "Energies, their gap, and the range of the samples, over parameter updates."
-    fig = Figure(figsize=(10, 2.6), layout='constrained')
-    axes = fig.subplots(1, 3)
+# %% ../nbs/10_plots.ipynb #957ff748
+def _plot_energies(axes, metrics):
     axes[0].plot(metrics.step, metrics.energy_data, label='data')
     axes[0].plot(metrics.step, metrics.energy_samples, label='samples', alpha=0.8)
     axes[0].set_title('energy')
@@ -67,6 +62,20 @@ def plot_training(
     axes[2].fill_between(metrics.step, metrics.sample_low, metrics.sample_high, alpha=0.4)
     for edge in (-1, 1): axes[2].axhline(edge, color='0.3', lw=0.8)
     axes[2].set_title('range of the samples')
+
+def plot_training(
+    metrics: pd.DataFrame,  # the metrics table of a run
+) -> Figure:
+    "What training measured, over parameter updates: energies, gap and range of samples where there are energies, else a panel for each column."
+    columns = [c for c in metrics.columns if c not in ('step', 'seconds', 'learning_rate', 'grad_norm')]
+    energies = 'energy_data' in columns
+    fig = Figure(figsize=(10, 2.6), layout='constrained')
+    axes = fig.subplots(1, 3 if energies else len(columns), squeeze=False)[0]
+    if energies: _plot_energies(axes, metrics)
+    else:
+        for ax, column in zip(axes, columns):
+            ax.plot(metrics.step, metrics[column], color='0.3')
+            ax.set_title(column.replace('_', ' '))
     for ax in axes: ax.set_xlabel('update')
     return fig
 

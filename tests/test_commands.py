@@ -88,6 +88,34 @@ def test_resumed_equals_uninterrupted(folder):
     assert whole.keys() == part.keys() and all(torch.equal(whole[k], part[k]) for k in whole)
 
 
+@pytest.mark.parametrize('model', ['gmm-cebm', 'igebm', 'vae', 'gmm-vae', 'bigan', 'gmm-bigan'])
+def test_every_model_trains_evaluates_samples_and_resumes(folder, model):
+    train = ['cebm_train', *SMALL, '--model', model, '--average', 0.9, '--quiet']
+    if 'bigan' in model: train += ['--instance_noise', 0]  # else it falls with the part of the budget that is used, and the budgets below differ
+    status, out, err = call(folder, *train, '--steps', 9, '--out', model)
+    assert status == 0, err
+    assert {'training.png', 'samples.png'} <= {p.name for p in (folder / model / 'figures').iterdir()}
+    assert (folder / model / 'figures' / 'reconstructions.png').exists() == (model in ('vae', 'gmm-vae', 'bigan', 'gmm-bigan'))
+
+    status, out, err = call(folder, 'cebm_eval', model, '--draws', 2)
+    assert status == 0, err
+    result = json.loads((folder / model / 'eval.json').read_text())
+    assert {r['representation'] for r in result['few_label']} == {'pixel', model}
+    assert {(r['representation'], r['method']) for r in result['clusters']} == ({(model, 'components'), (model, 'k-means'), ('pixel', 'k-means')} if model.startswith('gmm') else set())
+    assert ('not a mixture' in out) != model.startswith('gmm')
+
+    status, out, err = call(folder, 'cebm_sample', model, '--n', 5, '--out', f'{model}.png')
+    assert status == 0 and (folder / f'{model}.png').read_bytes()[1:4] == b'PNG', err
+    if 'ebm' not in model:
+        status, out, err = call(folder, 'cebm_sample', model, '--steps', 5)
+        assert status == 2 and 'has a generator' in err and len(err.splitlines()) == 1
+
+    assert call(folder, *train, '--steps', 5, '--out', f'{model}-part')[0] == 0
+    assert call(folder, 'cebm_train', '--resume', f'{model}-part', '--steps', 9, '--quiet')[0] == 0
+    whole, part = (load_file(folder / n / 'checkpoint' / 'state.safetensors') for n in (model, f'{model}-part'))
+    assert whole.keys() == part.keys() and all(torch.equal(whole[k], part[k]) for k in whole)
+
+
 @pytest.mark.parametrize('command, args, word', [
     ('cebm_train', '--data digit', "did you mean 'digits'"),
     ('cebm_train', '--data digits --model gmm-cbem', "did you mean 'gmm-cebm'"),
@@ -104,6 +132,11 @@ def test_resumed_equals_uninterrupted(folder):
     ('cebm_train', '--data digits --device cuda:99', 'not available'),
     ('cebm_train', '--data digits --precision float8', 'precision'),
     ('cebm_train', '--data digits --model pixel', 'no energy'),
+    ('cebm_train', '--data digits --model vae --sgld_steps 5', "unknown setting 'sgld_steps'"),
+    ('cebm_train', '--data digits --model cebm --instance_noise 0.1', "unknown setting 'instance_noise'"),
+    ('cebm_train', '--data digits --model igebm --components 5', "unknown option of igebm 'components'"),
+    ('cebm_train', '--data digits --model bigan --learn_prior', "unknown option of bigan 'learn_prior'"),
+    ('cebm_train', '--data digits --model gmm-vae --components 0', 'at least 1'),
     ('cebm_train', '--data folder:nowhere', 'no folder'),
     ('cebm_train', '--resume nowhere', 'no run folder'),
     ('cebm_train', '--resume run --learning_rate 1', 'only a budget'),

@@ -55,3 +55,17 @@ def test_a_learned_prior_learns_and_stays_valid(name):
     assert (model.prior.natural != before).any()
     assert (model.prior.natural[..., 1] < 0).all()
     assert not list(create_model(name, (2,)).prior.parameters())
+
+
+@pytest.mark.parametrize('shape', [(1, 28, 28), (3, 32, 32)])
+def test_responsibilities_are_bayes_rule(shape):
+    model = create_model('gmm-cebm', shape, latent_dim=16, components=5).double()
+    with torch.no_grad(): model.encoder.net[-1].weight.mul_(20)
+    x = torch.rand(6, *shape, generator=torch.Generator().manual_seed(1)).double() * 2 - 1
+    means = model.prior.natural[..., 0]
+    with torch.no_grad():
+        likelihood = torch.stack([torch.exp(-brute_energy(model.encoder, mean[None], x)) for mean in means], 1)  # p(x | y = k), up to a constant of x
+        shares = model.responsibilities(x)
+    assert torch.allclose(shares, likelihood / likelihood.sum(1, keepdim=True), atol=1e-9)
+    assert torch.allclose(shares.sum(1), torch.ones(6).double())
+    assert shares.max() > 0.3  # not all the same
