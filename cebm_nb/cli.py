@@ -157,7 +157,7 @@ def draw_run(
         test = load_data(run.config['data'], root, run.config['image_size']).test
         save_figure(plot_images(reconstruction_pairs(run.model, test), columns=10), run.folder / 'figures' / 'reconstructions.png')
 
-# %% ../nbs/11_cli.ipynb #e6e64fbf
+# %% ../nbs/11_cli.ipynb #6181aa6c
 @call_parse
 def cebm_train(
     data: str = 'mnist-5k',  # mnist-5k, digits, digits-m, fashion-mnist, mnist, cifar10, svhn, svhn-extra, or folder:PATH
@@ -177,6 +177,7 @@ def cebm_train(
     components: int = None,  # mixture components of the gmm- models, 20 by default
     learn_prior: store_true = False,  # train the prior too; gmm-vae does in any case
     encoder: str = None,  # of the energy-based models: conv (the paper's, default), residual or mlp
+    generator: str = None,  # of the BiGANs: wide (default), or original
     batch_size: int = None,  # images, and chains, in an update
     learning_rate: float = None,  # of Adam
     warmup: int = None,  # updates over which the learning rate rises
@@ -184,6 +185,7 @@ def cebm_train(
     grad_clip: float = None,  # largest norm of the gradient
     average: float = None,  # decay of the running average of weights
     instance_noise: float = None,  # BiGAN: sd of the noise on what the discriminator sees, at the beginning
+    discriminator_rate: float = None,  # BiGAN: learning rate of the discriminator as a multiple of the other
     data_noise: float = None,  # energies, as all that follows: sd of the noise added to data
     energy_penalty: float = None,  # weight of the mean squared energies
     max_gap: float = None,  # wait for the sampler while samples lie higher above data
@@ -196,7 +198,8 @@ def cebm_train(
     quiet: store_true = False,  # no progress bar
 ):
     "Train a conjugate energy-based model, or one of its rivals, on images. Without arguments: a CEBM on 4,000 MNIST digits, three to four minutes on two cores. Ctrl-C ends a run cleanly."
-    given = dict(batch_size=batch_size, learning_rate=learning_rate, warmup=warmup, grad_clip=grad_clip, average=average, instance_noise=instance_noise, data_noise=data_noise,
+    given = dict(batch_size=batch_size, learning_rate=learning_rate, warmup=warmup, grad_clip=grad_clip, average=average, instance_noise=instance_noise,
+                 discriminator_rate=discriminator_rate, data_noise=data_noise,
                  energy_penalty=energy_penalty, max_gap=max_gap, sgld_steps=sgld_steps, sgld_step_size=sgld_step_size, sgld_noise=sgld_noise,
                  sgld_clamp=sgld_clamp, buffer_size=buffer_size, restart_prob=restart_prob)
     given = {k: v for k, v in given.items() if v is not None}
@@ -206,7 +209,7 @@ def cebm_train(
             if given or out: raise ValueError(f'with --resume only a budget can be given, got {", ".join([*given, *["out"] * bool(out)])}')
             run = resume_run(resume, root, minutes, epochs, steps, progress=not quiet)
         else:
-            options = dict(latent_dim=latent_dim, components=components, learn_prior=learn_prior or None, encoder=encoder)
+            options = dict(latent_dim=latent_dim, components=components, learn_prior=learn_prior or None, encoder=encoder, generator=generator)
             options = {k: v for k, v in options.items() if v is not None}
             run = train(model, data, preset, out, seed, minutes, epochs, steps, device, precision, root, image_size, options, not quiet, **given)
         draw_run(run, device, root)

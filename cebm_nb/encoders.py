@@ -45,7 +45,7 @@ class Encoder(nn.Module):
         if x.shape[1:] != self.in_shape: raise ValueError(f'inputs must have the shape (B, {", ".join(map(str, self.in_shape))}), got {tuple(x.shape)}')
         return self.net(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x)
 
-# %% ../nbs/02_encoders.ipynb #65ae5c87
+# %% ../nbs/02_encoders.ipynb #88885252
 activations = dict(silu=nn.SiLU, relu=nn.ReLU, leaky=lambda: nn.LeakyReLU(0.2))
 
 class ConvEncoder(Encoder):
@@ -60,6 +60,7 @@ class ConvEncoder(Encoder):
         hidden: tuple = (),  # widths of hidden linear layers between the convolutions and the output
         activation: str = 'silu',  # after each layer but the last; one of `activations`
         batch_norm: bool = False,  # normalise before each activation; never for an energy
+        normalise_output: bool = False,  # batch normalisation of the outputs too
         dropout: float = 0.,  # probability of dropping a channel, or an output of a hidden layer, in training; never for an energy
     ):
         super().__init__(in_shape, out_features)
@@ -73,6 +74,7 @@ class ConvEncoder(Encoder):
         if hidden: layers.append(nn.Flatten())
         for h in hidden: layers += [nn.LazyLinear(h), *then(nn.BatchNorm1d(h), nn.Dropout)]
         self._build(*layers)
+        if normalise_output: self.net.append(nn.BatchNorm1d(out_features))
 
 # %% ../nbs/02_encoders.ipynb #c6bb85a4
 class _ResidualBlock(nn.Module):

@@ -198,7 +198,7 @@ def batch(self: Trainer) -> Tensor:
         self._epoch, self._order = epoch, order.to(self.device)
     return self.images.serve(self._order[position * self.settings.batch_size:(position + 1) * self.settings.batch_size], self.model.value_range)
 
-# %% ../nbs/06_training.ipynb #d1908230
+# %% ../nbs/06_training.ipynb #7dcafe86
 @patch
 def rate(self: Trainer, used: float) -> float: return self.settings.learning_rate * learning_rate_factor(self.settings, self.step, used)
 
@@ -207,6 +207,7 @@ def descend(self: Trainer,
     loss: Tensor,  # a scalar
     used: float,  # part of the budget used up, which sets the learning rate
     name: str = 'optimiser',  # which of the optimisers takes the step
+    factor: float = 1.,  # what this optimiser's learning rate is multiplied by
 ) -> Tensor:  # norm of the gradient, before clipping
     "One step of an optimiser down a loss. Raises DivergenceError, and leaves the weights as they were, when loss or gradient are not finite."
     optimiser = self.optimisers[name]
@@ -214,7 +215,7 @@ def descend(self: Trainer,
     loss.backward()
     norm = nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group['params']], self.settings.grad_clip or math.inf)
     if not (loss.isfinite() and norm.isfinite()): raise DivergenceError(f'the loss is not finite at update {self.step}')
-    for group in optimiser.param_groups: group['lr'] = self.rate(used)
+    for group in optimiser.param_groups: group['lr'] = factor * self.rate(used)
     optimiser.step()
     return norm
 
