@@ -6,10 +6,11 @@
 __all__ = ['generators', 'bigan_presets', 'discriminator_loss', 'PairDiscriminator', 'BiGAN', 'AdversarialSettings',
            'AdversarialTrainer']
 
-# %% ../nbs/08_bigan.ipynb #ce6dddc6
+# %% ../nbs/08_bigan.ipynb #9c0cbed9
 from dataclasses import dataclass
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
@@ -154,3 +155,22 @@ class AdversarialTrainer(Trainer):
         return dict(discriminator_loss=loss.detach(), generator_loss=swapped.detach(), grad_norm=norm, noticed=((encoded > 0).float().mean() + (generated < 0).float().mean()) / 2)
 
 BiGAN.trainer = AdversarialTrainer  # so `train` and the commands find it
+
+# %% ../nbs/08_bigan.ipynb #398f7ec6
+@patch
+@torch.no_grad()
+def refresh_average(self: AdversarialTrainer):
+    "Measure the statistics of batch normalisation anew, for the averaged weights of encoder and generator."
+    if not self.settings.average: return
+    model, generator = self.average.train(), torch.Generator(self.device).manual_seed(self.seed)
+    norms = [(m, m.momentum) for part in (model.encoder, model.generator) for m in part.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d))]
+    for m, _ in norms:
+        m.reset_running_stats()
+        m.momentum = None  # a plain mean over all batches
+    for i in range(0, min(len(self.images), 2000) - 1, 200):
+        x = self.images.serve(slice(i, i + 200), model.value_range)
+        with self.half():
+            model.encode(x)
+            model.decode(model.prior.sample(len(x), generator))
+    for m, momentum in norms: m.momentum = momentum
+    model.eval()

@@ -140,7 +140,7 @@ def learning_rate_factor(
     warm = min(1., (step + 1) / settings.warmup) if settings.warmup else 1.
     return warm * (0.02 + 0.98 * (1 + math.cos(math.pi * min(used, 1.))) / 2 if settings.cosine else 1.)
 
-# %% ../nbs/06_training.ipynb #24dfb4b9
+# %% ../nbs/06_training.ipynb #4a2c975e
 class DivergenceError(RuntimeError):
     "Training produced values that are not finite."
 
@@ -178,6 +178,7 @@ class Trainer:
         "One step on images x, (B, C, H, W) in the model's range, at `used` of the budget; gives measurements as tensors."
         raise NotImplementedError
 
+    def refresh_average(self): pass  # what a subclass must do to the averaged model before it is used
     def own_state(self) -> dict: return {}  # tensors of a subclass that a checkpoint must hold, by name
     def load_own_state(self, tensors: dict): pass
 
@@ -238,7 +239,7 @@ def update(self: Trainer,
     self._update_average()
     return row
 
-# %% ../nbs/06_training.ipynb #a751e42d
+# %% ../nbs/06_training.ipynb #67d72216
 @patch
 def fit(self: Trainer,
     budget: Budget,  # when to stop
@@ -252,6 +253,7 @@ def fit(self: Trainer,
         self.seconds = before + time.monotonic() - start
         if self.step % 10 == 1: self.rows.append(dict(step=self.step, seconds=round(self.seconds, 3), learning_rate=rate) | {k: float(v) for k, v in row.items()})
         for callback in callbacks: callback(self, min(budget.used(self.step, self.seconds), 1.))
+    self.refresh_average()
 
 # %% ../nbs/06_training.ipynb #12a0556b
 class EnergyTrainer(Trainer):
@@ -403,7 +405,7 @@ def new_run_folder(
     while (folder := Path('runs') / f'{stem}-{taken}').exists(): taken += 1
     return folder
 
-# %% ../nbs/06_training.ipynb #e821c670
+# %% ../nbs/06_training.ipynb #0ef6f1f5
 class _Progress:  # the bar: how far, and the last measurements
     def __init__(self, show): self.bar = tqdm(total=100, unit='%', disable=not show, bar_format='{l_bar}{bar}| {elapsed}<{remaining} {postfix}')
 
@@ -417,7 +419,9 @@ class _Saver:  # everything into the run folder, at an interval and at the end
         self.folder, self.config, self.interval, self.last = folder, config, interval, time.monotonic()
 
     def __call__(self, trainer, used):
-        if time.monotonic() - self.last > self.interval: self.save(trainer)
+        if time.monotonic() - self.last > self.interval:
+            trainer.refresh_average()
+            self.save(trainer)
 
     def save(self, trainer, status=None):
         save_checkpoint(trainer, self.folder / 'checkpoint')

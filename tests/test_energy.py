@@ -60,7 +60,7 @@ def test_a_learned_prior_learns_and_stays_valid(name):
 @pytest.mark.parametrize('shape', [(1, 28, 28), (3, 32, 32)])
 def test_responsibilities_are_bayes_rule(shape):
     model = create_model('gmm-cebm', shape, latent_dim=16, components=5).double()
-    with torch.no_grad(): model.encoder.net[-1].weight.mul_(20)
+    with torch.no_grad(): model.encoder.net[-1].weight.mul_(60)
     x = torch.rand(6, *shape, generator=torch.Generator().manual_seed(1)).double() * 2 - 1
     means = model.prior.natural[..., 0]
     with torch.no_grad():
