@@ -89,21 +89,22 @@ def sample_images(
     model = run.model.to(device).eval()
     with frozen(model): return kernel.sample(model.energy, x.to(device), torch.Generator(device).manual_seed(seed)).cpu()
 
-# %% ../nbs/11_cli.ipynb #9e3d3306
+# %% ../nbs/11_cli.ipynb #ce51cfb8
 @call_parse
 def cebm_sample(
     run: Param('run folder of cebm_train', str),
     n: int = 64,  # how many images
     steps: int = None,  # SGLD steps for models with an energy, 500 by default; more than in training is usual
     start: str = None,  # buffer: go on with the chains of training (default); noise: begin from uniform noise
-    out: str = None,  # PNG file; figures/samples.png or figures/samples-START.png in the run folder by default
+    out: str = None,  # PNG file; figures/samples-START.png in the run folder by default, samples-prior.png from a generator
     seed: int = 0,  # of the noise and the choice of chains, or of the latents
     device: str = 'auto',  # auto, cpu, cuda, ...
 ):
     "Draw images from a trained model and save them as a grid: by Langevin dynamics from an energy, at once from a generator. Example: cebm_sample runs/demo --n 100 --start noise --steps 1000"
     with plain_errors('cebm_sample'):
         loaded = Run.load(run)
-        path = Path(out or Path(run) / 'figures' / (f'samples-{start}.png' if start else 'samples.png'))
+        source = start or ('prior' if hasattr(loaded.model, 'sample') else 'buffer')
+        path = Path(out or Path(run) / 'figures' / f'samples-{source}.png')
         if path.suffix != '.png': raise ValueError(f'out must be a .png file, got {str(path)!r}')
         x = sample_images(loaded, n, steps, start, seed, device)
         if not x.isfinite().all(): raise DivergenceError('the chains left for infinity; try fewer steps')

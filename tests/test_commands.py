@@ -106,6 +106,10 @@ def test_every_model_trains_evaluates_samples_and_resumes(folder, model):
 
     status, out, err = call(folder, 'cebm_sample', model, '--n', 5, '--out', f'{model}.png')
     assert status == 0 and (folder / f'{model}.png').read_bytes()[1:4] == b'PNG', err
+    kept = (folder / model / 'figures' / 'samples.png').read_bytes()
+    assert call(folder, 'cebm_sample', model, '--n', 5)[0] == 0
+    assert (folder / model / 'figures' / ('samples-buffer.png' if 'ebm' in model else 'samples-prior.png')).exists()
+    assert (folder / model / 'figures' / 'samples.png').read_bytes() == kept  # the picture of training is not overwritten
     if 'ebm' not in model:
         status, out, err = call(folder, 'cebm_sample', model, '--steps', 5)
         assert status == 2 and 'has a generator' in err and len(err.splitlines()) == 1
