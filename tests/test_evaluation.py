@@ -1,0 +1,208 @@
+"""The evaluation: against independent computations, on faults, and as real commands over several runs."""
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from scipy.linalg import sqrtm
+from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.neighbors import NearestNeighbors
+from test_commands import SMALL, call, start
+from torch import nn
+
+from cebm_nb.data import load_data
+from cebm_nb.detection import detection_figures, detection_record, detection_scores
+from cebm_nb.evaluation import evaluate, evaluation_parts, part_key
+from cebm_nb.models import create_model
+from cebm_nb.representation import nearest_neighbours
+from cebm_nb.samples import frechet_distance
+
+rng = np.random.default_rng(0)
+
+
+def test_neighbours_are_those_of_a_tree_search():
+    queries, references = rng.normal(size=(50, 5)), rng.normal(size=(400, 5))
+    distance, index = NearestNeighbors(n_neighbors=1, algorithm='kd_tree').fit(references).kneighbors(queries)
+    found, far = nearest_neighbours(queries, references)
+    assert np.array_equal(found, index[:, 0]) and np.allclose(far, distance[:, 0])
+
+
+def test_neighbours_of_many_images_in_bounded_memory():
+    code = '''
+import resource, sys
+import numpy as np
+from cebm_nb.representation import nearest_neighbours
+x = np.random.default_rng(0).normal(size=(60_000, 16)).astype(np.float32)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+found, _ = nearest_neighbours(x[:10_000] + 1e-3, x)
+assert (found == np.arange(10_000)).mean() > 0.99
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+'''
+    grown = float(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout)
+    assert grown < 500  # MB; all distances at once would be 2,400
+
+
+@pytest.mark.parametrize('decimals', [1, 6])  # with many ties and with none
+def test_detection_figures_are_those_of_scikit_learn_and_of_counting(decimals):
+    inside, outside = rng.normal(1, 1, 300).round(decimals), rng.normal(0, 2, 200).round(decimals)
+    truth, scores = [1] * 300 + [0] * 200, np.concatenate([inside, outside])
+    auroc, aupr, fpr95 = detection_figures(inside, outside)
+    assert auroc == pytest.approx(roc_auc_score(truth, scores)) and aupr == pytest.approx(average_precision_score(truth, scores))
+    assert fpr95 == pytest.approx(min((outside >= t).mean() for t in scores if (inside >= t).mean() >= 0.95))
+
+
+def test_a_model_against_itself_tells_nothing_apart():
+    data, model = load_data('digits'), create_model('cebm', (1, 8, 8), latent_dim=8)
+    order = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(0))
+    halves = [data.test.subset(order[::2]), data.test.subset(order[1::2])]
+    scores = detection_scores(model, data, dict(test=halves[0], other=halves[1]))
+    assert set(scores) == {'energy', 'typicality', 'gradient norm', 'distance'}
+    for name, sets in scores.items():
+        record = detection_record(sets['test'], sets['other'])
+        assert record['auroc_low'] < 0.5 < record['auroc_high'], name
+
+
+def test_frechet_distance_is_the_formula_with_a_general_matrix_root():
+    a, b = rng.normal(size=(200, 6)) @ rng.normal(size=(6, 6)), rng.normal(size=(150, 6)) @ rng.normal(size=(6, 6)) + 1
+    sa, sb = np.cov(a.T), np.cov(b.T)
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(sa + sb - 2 * sqrtm(sa @ sb).real)
+    assert frechet_distance(a, b) == pytest.approx(expected)
+
+
+class SometimesNotANumber(nn.Module):
+    "An energy that is not a number on images of one grey."
+    value_range, in_shape = (-1., 1.), (1, 8, 8)
+
+    def encode(self, x): return x.flatten(1)
+
+    def energy(self, x): return (x.flatten(1) ** 2).sum(1) + 0 / x.flatten(1).var(1)
+
+
+def test_scores_that_are_not_numbers_are_told_and_the_others_stay():
+    result = evaluate(SometimesNotANumber(), load_data('digits'), 'odd', parts=['ood'])
+    told = [line for line in result['skipped'] if 'energy of odd on constant' in line]
+    assert told and 'are not finite' in told[0]
+    done = {(r['score'], r['outside']) for r in result['ood'] if r['representation'] == 'odd'}
+    assert ('energy', 'noise') in done and ('energy', 'constant') not in done
+    assert all(np.isfinite(v) for r in result['ood'] for v in r.values() if isinstance(v, float))
+
+
+def test_labels_that_a_class_does_not_have_are_told():
+    result = evaluate(create_model('vae', (1, 8, 8), latent_dim=4), load_data('digits'), 'vae', draws=2, labels=(2, 100_000), parts=['few-label'])
+    assert {r['labels_per_class'] for r in result['few_label']} == {2}
+    assert result['skipped'] == ['few-label: 100000 labels per class: a class has fewer']
+    assert all(r['seeds'] == [0, 1] and len(r['inverse_penalties']) == 2 for r in result['few_label'])
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp('evaluation')
+    for model in ('cebm', 'gmm-cebm', 'vae'):
+        status, _, err = call(path, 'cebm_train', *SMALL, '--model', model, '--steps', 12, '--out', model, '--quiet')
+        assert status == 0, err
+    return path
+
+
+def test_everything_for_several_runs_and_a_report(folder):
+    status, out, err = call(folder, 'cebm_eval', 'cebm', 'gmm-cebm', 'vae', '--draws', 2, '--labels', '1,5,all')
+    assert status == 0, err
+    results = {name: json.loads((folder / name / 'eval.json').read_text()) for name in ('cebm', 'gmm-cebm', 'vae')}
+    for name, result in results.items():
+        assert set(result['seconds']) == set(evaluation_parts)
+        assert all(f'{part}: ' in out for part in evaluation_parts)
+        skipped = {line.split(':')[0] for line in result['skipped']}
+        assert skipped == {'cebm': {'clusters'}, 'gmm-cebm': set(), 'vae': {'clusters', 'conditional'}}[name]
+        for part in evaluation_parts: assert bool(result[part_key(part)]) == (part not in skipped)
+        assert {str(r['labels_per_class']) for r in result['few_label']} == {'1', '5', 'all'}
+        assert {r['score'] for r in result['ood'] if r['representation'] == name} == ({'energy', 'gradient norm', 'typicality', 'distance'} if 'cebm' in name else {'likelihood', 'typicality', 'distance'})
+    pixels = [[r for r in result['few_label'] if r['representation'] == 'pixel'] for result in results.values()]
+    assert pixels[0] == pixels[1] == pixels[2]
+
+    status, out, err = call(folder, 'cebm_report', 'cebm', 'gmm-cebm', 'vae', '--out', 'page')
+    assert status == 0, err
+    page, text = (folder / 'page' / 'report.html').read_text(), (folder / 'page' / 'report.md').read_text()
+    for part in evaluation_parts: assert f'<h3>{part}</h3>' in page
+    for source in [piece.split('"')[0] for piece in page.split('src="')[1:]]: assert (folder / 'page' / source).read_bytes()[1:4] == b'PNG'
+    accuracy = next(r['accuracy_mean'] for r in results['gmm-cebm']['few_label'] if r['representation'] == 'gmm-cebm' and r['labels_per_class'] == 5)
+    assert any(line.startswith('| gmm-cebm |') and f'{100 * accuracy:.1f}' in line for line in text.splitlines())
+
+
+def test_one_part_leaves_the_others_and_another_data_set_has_its_own_place(folder):
+    shutil.copytree(folder / 'cebm', folder / 'second')
+    before = json.loads((folder / 'second' / 'eval.json').read_text())
+    status, out, err = call(folder, 'cebm_eval', 'second', '--only', 'neighbours')
+    assert status == 0 and 'AUROC' not in out, err
+    after = json.loads((folder / 'second' / 'eval.json').read_text())
+    assert {k: v for k, v in after.items() if k != 'seconds'} == {k: v for k, v in before.items() if k != 'seconds'}
+    for i in range(60): picture(folder / 'own' / f'{i}.png')
+    status, out, err = call(folder, 'cebm_eval', 'second', '--data', 'folder:own', '--only', 'few-label,neighbours,ood')
+    assert status == 0 and 'has no labels' in out, err
+    own = json.loads((folder / 'second' / 'on-own' / 'eval.json').read_text())
+    assert own['few_label'] == [] and len(own['neighbours']) == 2 and own['ood']
+    assert json.loads((folder / 'second' / 'eval.json').read_text()) == after
+
+
+def picture(path):
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(path)
+
+
+def test_a_run_without_its_chains_is_evaluated_from_noise(folder):
+    shutil.copytree(folder / 'cebm', folder / 'bare')
+    shutil.rmtree(folder / 'bare' / 'checkpoint')
+    status, out, err = call(folder, 'cebm_eval', 'bare', '--only', 'samples')
+    assert status == 0, err
+    found = {r['images'] for r in json.loads((folder / 'bare' / 'eval.json').read_text())['samples'] if r['representation'] == 'cebm'}
+    assert found and all('noise' in what for what in found)
+
+
+def test_chains_that_leave_for_infinity_are_told(folder):
+    shutil.copytree(folder / 'cebm', folder / 'wild')
+    weights = load_file(folder / 'wild' / 'model.safetensors')
+    save_file({k: v * 1e6 for k, v in weights.items()}, folder / 'wild' / 'model.safetensors')
+    status, out, err = call(folder, 'cebm_eval', 'wild', '--only', 'samples')
+    assert status == 0 and 'samples are not finite' in out, err
+    assert all(r['frechet'] is None for r in json.loads((folder / 'wild' / 'eval.json').read_text())['samples'] if 'steps' in r['images'])
+
+
+def test_an_interrupted_evaluation_keeps_what_it_has(folder):
+    shutil.copytree(folder / 'vae', folder / 'cut')
+    (folder / 'cut' / 'eval.json').unlink(missing_ok=True)
+    process = start(folder, 'cebm_eval', 'cut', '--only', 'neighbours,few-label', '--draws', 500)
+    deadline = time.monotonic() + 120
+    while not (folder / 'cut' / 'eval.json').exists() and time.monotonic() < deadline: time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130 and 'interrupted' in err and 'Traceback' not in err
+    result = json.loads((folder / 'cut' / 'eval.json').read_text())
+    assert len(result['neighbours']) == 2 and result['few_label'] == []
+
+
+@pytest.mark.parametrize('command, args, word', [
+    ('cebm_eval', 'cebm --labels 0', 'positive numbers'),
+    ('cebm_eval', 'cebm --labels many', 'positive numbers'),
+    ('cebm_eval', 'cebm --only odd', "did you mean 'ood'"),
+    ('cebm_eval', 'cebm nowhere', 'no run folder'),
+    ('cebm_report', 'nowhere', 'no run folder'),
+    ('cebm_report', 'cebm cebm', 'different'),
+])
+def test_bad_input_gets_one_line(folder, command, args, word):
+    status, out, err = call(folder, command, *args.split())
+    assert status == 2 and len(err.splitlines()) == 1 and word in err
+
+
+def test_reports_want_evaluated_runs_that_are_whole(folder):
+    shutil.copytree(folder / 'vae', folder / 'plain')
+    (folder / 'plain' / 'eval.json').unlink(missing_ok=True)
+    status, _, err = call(folder, 'cebm_report', 'plain')
+    assert status == 2 and 'evaluate it with: cebm_eval plain' in err
+    (folder / 'plain' / 'eval.json').write_text('{"few_label": [')
+    status, _, err = call(folder, 'cebm_report', 'plain')
+    assert status == 2 and 'damaged' in err and len(err.splitlines()) == 1
