@@ -155,7 +155,7 @@ def _cleaning(chains, test, train, name, candidates, noise_std, seed):
                for who, method, guess in (('pixel', 'left as it is', noisy), ('pixel', 'total variation', smooth), (name, 'one chain', cleaned))]
     return records, {'image': test, 'noisy': noisy, 'total variation': smooth, name: cleaned}
 
-# %% ../nbs/13_conditional.ipynb #db6cfa53
+# %% ../nbs/13_conditional.ipynb #a0123b8b
 def _latent_pictures(chains, test, training, columns):
     model, several = chains.model, test[:columns]
     given = lambda kernel, z, start, generator: sample_given_latents(model, kernel, z, start, generator)
@@ -164,8 +164,7 @@ def _latent_pictures(chains, test, training, columns):
     pictures = {'given_latents': {'image': several, 'from noise, given its z': chains(given, 200, z, noise), 'from itself, given its z': chains(given, 50, z, several)}}
     rows = {}
     for dimension in codes.std(0).argsort(descending=True)[:5].tolist():
-        values = codes[:, dimension].mean() + codes[:, dimension].std() * torch.linspace(-4, 4, columns)
-        rows[f'dimension {dimension}'] = chains(lambda kernel, image, to, generator: traverse(model, kernel, image, dimension, to, generator), 50, test[:1], values)
+        rows[f'dimension {dimension}'] = chains(lambda kernel, image, to, generator: traverse(model, kernel, image, dimension, to, generator), 100, test[:1], torch.linspace(-8, 8, columns))
     return pictures | {'traversals': rows}
 
 def conditional_records(

@@ -8,7 +8,7 @@ __all__ = ['evaluation_parts', 'part_titles', 'Subject', 'Skipped', 'PartResult'
            'neighbour_table', 'ood_table', 'cluster_table', 'sample_table', 'conditional_table', 'compare_with_pixels',
            'evaluation_tables']
 
-# %% ../nbs/14_evaluation.ipynb #d07c0475
+# %% ../nbs/14_evaluation.ipynb #a0b7caaf
 import json
 import time
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ from .detection import detection_records, detection_scores, outlier_sets, score_
 from .models import Pixel, check_name, write_json
 from .plots import plot_chain_energies, plot_confusion, plot_few_label, plot_images, plot_rows, plot_scores, save_figure
 from .representation import component_record, encode_images, few_label, kmeans_record, neighbour_record
-from .samples import chain_diagnostics, chain_paths, distance_records, sample_images, train_features
+from .samples import chain_diagnostics, chain_paths, distance_records, inception_features, sample_images, train_features
 from .training import Run
 
 # %% ../nbs/14_evaluation.ipynb #307292fe
@@ -103,7 +103,7 @@ def clusters_part(s: Subject) -> PartResult:
     k = record['clusters']
     return PartResult([s.once(('k-means', k), lambda: kmeans_record(s.pixel, s.data, k, 'pixel', device=s.device)), record, kmeans_record(s.model, s.data, k, s.name, device=s.device)])
 
-# %% ../nbs/14_evaluation.ipynb #8efd03c6
+# %% ../nbs/14_evaluation.ipynb #a6971d77
 def _chain_samples(s):
     paths = chain_paths(s.run, device=s.device)
     last = paths.marks[-1]
@@ -126,7 +126,7 @@ def samples_part(s: Subject) -> PartResult:
     notes = [f'{what}: samples are not finite; no distances' for what, images in sets.items() if not images.isfinite().all()]
     for what, images in sets.items(): figures['eval_samples_' + what.split()[1].strip(',')] = plot_images(images[:100].nan_to_num())
     records = []
-    if s.labelled: records = distance_records(sets, s.data, s.once('features', lambda: train_features(s.data, device=s.device)), s.name)
+    if s.labelled: records = distance_records(sets, s.data, s.once('features', lambda: train_features(s.data, device=s.device)), s.name, inception=s.once('inception', inception_features))
     else: notes.append(f'distances: {s.data.name} has no labels to learn features from')
     records += [dict(representation=s.name, images=what, number=None, frechet=None, kernel=None) for what in [*sets, *diagnosed] if what not in {r['images'] for r in records}]
     blank = dict(rhat=None, ess=None, draws=None)
@@ -191,7 +191,7 @@ def evaluate(
         if tell: tell(part, result['seconds'][part])
     return result
 
-# %% ../nbs/14_evaluation.ipynb #17dd0e36
+# %% ../nbs/14_evaluation.ipynb #206bff6a
 def _percent(v, digits=1): return '' if v is None else f'{100 * v:.{digits}f}'
 
 def few_label_table(
@@ -225,9 +225,10 @@ def cluster_table(result: dict) -> pd.DataFrame:
 def sample_table(result: dict) -> pd.DataFrame:
     "Distances of samples to real images, and how chains converged."
     def number(v, form): return '' if v is None else format(v, form)
-    rows = {f"{r['representation']}, {r['images']}": {'images': number(r['number'], 'd'), 'Fréchet': number(r['frechet'], '.2f'), 'kernel': number(r['kernel'], '.3f'),
+    rows = {f"{r['representation']}, {r['images']}": {'images': number(r['number'], 'd'), 'Fréchet': number(r['frechet'], '.2f'), 'kernel': number(r['kernel'], '.2f'),
+            **{f'{what}, Inception': number(r[key], '.2f') for what, key in (('Fréchet', 'frechet_inception'), ('kernel', 'kernel_inception')) if key in r},
             'R-hat': number(r['rhat'], '.2f'), 'effective / all draws': number(r['ess'], '.0f') + (f" / {r['draws']}" if r['ess'] is not None else '')} for r in result['samples']}
-    return pd.DataFrame.from_dict(rows, orient='index')
+    return pd.DataFrame.from_dict(rows, orient='index').fillna('')
 
 def conditional_table(result: dict) -> pd.DataFrame:
     "Root mean squared errors of completed and cleaned images, in units of [-1, 1]."

@@ -140,14 +140,16 @@ def plot_confusion(
         ax.set_title(f'{name}, mean of the diagonal {100 * np.trace(matrix) / n:.1f} %', fontsize=9)
     return fig
 
-# %% ../nbs/09_plots.ipynb #80f2552b
+# %% ../nbs/09_plots.ipynb #4d1f11fc
 def plot_scores(
     scores: dict,  # a title for each panel, to a dict of a name for each set of images to its scores (N,); the first set is drawn filled
 ) -> Figure:
     "Histograms of scores, a panel for each kind of score, a line for each set of images."
     fig = Figure(figsize=(4 * len(scores), 2.8), layout='constrained')
     for ax, (title, sets) in zip(fig.subplots(1, len(scores), squeeze=False)[0], scores.items()):
-        low, high = (np.quantile(np.concatenate(list(sets.values())), q) for q in (0.01, 0.99))
+        inner, every = next(iter(sets.values())), np.concatenate(list(sets.values()))
+        (low, high), room = np.quantile(inner, (0.01, 0.99)), np.ptp(np.quantile(inner, (0.01, 0.99)))
+        low, high = max(low - room, every.min()), min(high + room, every.max())
         bins = np.linspace(low, high if high > low else low + 1, 50)
         for i, (name, values) in enumerate(sets.items()):
             ax.hist(np.clip(values, bins[0], bins[-1]), bins, density=True, label=name, histtype='step' if i else 'stepfilled', alpha=1 if i else 0.4, color=f'C{i}')

@@ -5,11 +5,16 @@
 # %% auto #0
 __all__ = ['start_of_chains', 'to_symmetric', 'generated_images', 'training_kernel', 'sample_images', 'follow_chains',
            'ChainPaths', 'chain_paths', 'chain_diagnostics', 'frechet_distance', 'kernel_distance', 'FeatureNet',
-           'train_features', 'features_of', 'real_halves', 'distance_records']
+           'train_features', 'classify', 'features_of', 'inception_file', 'InceptionFeatures', 'inception_features',
+           'real_halves', 'distances', 'distance_records']
 
-# %% ../nbs/12_samples.ipynb #0b409611
+# %% ../nbs/12_samples.ipynb #39e4607f
+import os
 from dataclasses import dataclass, replace
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Callable
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -166,7 +171,7 @@ def kernel_distance(
         return (k.sum() - np.trace(k)) / (len(a) * (len(a) - 1))
     return float(within(first) + within(second) - 2 * kernel(first, second).mean())
 
-# %% ../nbs/12_samples.ipynb #8bdfb949
+# %% ../nbs/12_samples.ipynb #023ed626
 class FeatureNet(nn.Module):
     "A small classifier whose last hidden layer describes images (B, C, H, W) in [-1, 1]."
 
@@ -178,10 +183,11 @@ class FeatureNet(nn.Module):
         super().__init__()
         self.encoder, self.head = ConvEncoder(in_shape, width), nn.Linear(width, classes)
         self.accuracy = None  # on the test images, set by `train_features`
+        self.scale = 1.  # standard deviation of the last layer on training images, set by `train_features`
 
     def features(self, x: Tensor) -> Tensor:
         "(B, C, H, W) -> (B, width); values outside [-1, 1] are cut off first."
-        return F.silu(self.encoder(x.clamp(-1, 1)).float())
+        return F.silu(self.encoder(x.clamp(-1, 1)).float()) / self.scale
 
     def forward(self, x: Tensor) -> Tensor:
         "Logits: (B, C, H, W) -> (B, classes)."
@@ -207,27 +213,56 @@ def train_features(
         loss.backward()
         optimiser.step()
     net.eval()
-    if data.test.labels is not None:
-        guesses = torch.cat([net(data.test.serve(slice(i, i + 500), device=device)).argmax(1).cpu() for i in range(0, len(data.test), 500)])
-        net.accuracy = float((guesses == data.test.labels).float().mean())
+    net.accuracy = float((classify(net, data.test) == data.test.labels).float().mean()) if data.test.labels is not None else None
+    net.head.weight.data *= (scale := float(features_of(net, data.train.serve(slice(2000))).std()))  # the logits stay what they are
+    net.scale = scale
     return net
 
 @torch.no_grad()
-def features_of(
+def classify(
     net: FeatureNet,
+    images: ImageSet,
+) -> Tensor:  # (N,) classes
+    "The most probable class of each image."
+    return torch.cat([net(images.serve(slice(i, i + 500), device=net.head.weight.device)).argmax(1).cpu() for i in range(0, len(images), 500)])
+
+@torch.no_grad()
+def features_of(
+    net: nn.Module,  # with `features`
     images: Tensor,  # (N, C, H, W) in [-1, 1]
 ) -> np.ndarray:  # (N, width)
     "Features of images, in batches."
-    device = net.head.weight.device
+    device = next(net.parameters()).device
     return torch.cat([net.features(batch.to(device)).cpu() for batch in images.split(500)]).numpy()
 
-# %% ../nbs/12_samples.ipynb #63c7e342
-def _distance_record(name, what, images, real, net):
-    record = dict(representation=name, images=what, number=len(images))
-    if not images.isfinite().all(): return record | dict(frechet=None, kernel=None)
-    features = features_of(net, images)
-    return record | dict(frechet=frechet_distance(features, real), kernel=kernel_distance(features, real))
+# %% ../nbs/12_samples.ipynb #4a60ed3e
+def inception_file() -> Path:
+    "Where torch-fidelity keeps the weights that it downloads."
+    return Path(torch.hub.get_dir()) / 'checkpoints' / 'weights-inception-2015-12-05-6726825d.pth'
 
+class InceptionFeatures(nn.Module):
+    "The 2,048 features of the Inception network of torch-fidelity, for images (B, C, H, W) in [-1, 1] of any size."
+
+    def __init__(self,
+        weights: Path,  # a file that torch-fidelity downloaded
+    ):
+        super().__init__()
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+        with patch.dict(os.environ, TORCH_FORCE_WEIGHTS_ONLY_LOAD='1'):
+            self.net = FeatureExtractorInceptionV3('inception', ['2048'], feature_extractor_weights_path=str(weights))
+
+    def features(self, x: Tensor) -> Tensor:
+        "(B, C, H, W) -> (B, 2048)."
+        return self.net(((x.clamp(-1, 1) + 1) * 127.5).round().byte().expand(-1, 3, -1, -1))[0]
+
+def inception_features() -> InceptionFeatures | None:
+    "The network, or None where torch-fidelity or its weights are not at hand; raises ValueError on a file that holds something else."
+    if not inception_file().is_file(): return None
+    try: return InceptionFeatures(inception_file()).eval()
+    except ImportError: return None
+    except (RuntimeError, UnpicklingError, EOFError) as error: raise ValueError(f'{inception_file()} does not hold the weights of Inception ({str(error).splitlines()[0]}); remove it') from None
+
+# %% ../nbs/12_samples.ipynb #f0b30349
 def real_halves(
     data: ImageData,
     most: int = 250,  # images in a half
@@ -238,15 +273,31 @@ def real_halves(
     order = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(seed))
     return data.test.serve(order[:n]), data.test.serve(order[n:2 * n])
 
+def distances(
+    images: Tensor,  # (N, C, H, W) in [-1, 1]
+    real: Tensor,  # (M, C, H, W)
+    net: nn.Module,  # with `features`
+) -> tuple:  # Fréchet and kernel distance; None where an image is not finite
+    "Distances of images to real ones, judged by a network."
+    if not images.isfinite().all(): return None, None
+    first, second = features_of(net, images), features_of(net, real)
+    return frechet_distance(first, second), kernel_distance(first, second)
+
 def distance_records(
     sets: dict,  # a word for each set of samples, to images (n, C, H, W) in [-1, 1]
     data: ImageData,
     net: FeatureNet,  # the judge
     name: str = 'model',  # what to call the model in the records
     most: int = 250,  # images in a half; more samples than that are left out
+    inception: nn.Module | None = None,  # a second judge, whose distances get the keys frechet_inception and kernel_inception
 ) -> list:  # records with representation, images, number, frechet, kernel; the floor and the ceiling first
     "Distances of samples to held-out images, with the distance of two halves of those as the floor."
-    one, other = real_halves(data, most)
-    real, noise = features_of(net, one), ReplayBuffer(len(one), data.in_shape, generator=torch.Generator().manual_seed(0)).chains
-    records = [_distance_record('real', 'other half of the test images', other, real, net), _distance_record('noise', 'uniform noise', noise, real, net)]
-    return records + [_distance_record(name, what, images[:len(one)], real, net) for what, images in sets.items()]
+    real, other = real_halves(data, most)
+    noise = ReplayBuffer(len(real), data.in_shape, generator=torch.Generator().manual_seed(0)).chains
+    rows, records = [('real', 'other half of the test images', other), ('noise', 'uniform noise', noise), *((name, what, images[:len(real)]) for what, images in sets.items())], []
+    for who, what, images in rows:
+        record = dict(representation=who, images=what, number=len(images))
+        for ending, judge in {'': net, '_inception': inception}.items():
+            if judge: record |= dict(zip((f'frechet{ending}', f'kernel{ending}'), distances(images, real, judge)))
+        records.append(record)
+    return records
