@@ -33,7 +33,7 @@ def fill_in(
     start = torch.where(known, images, torch.empty_like(images).uniform_(-1, 1, generator=generator))
     return torch.where(known, images, kernel.sample(lambda x: energy(torch.where(known, images, x)), start, generator))
 
-# %% ../nbs/13_conditional.ipynb #869c9cf0
+# %% ../nbs/13_conditional.ipynb #c5ce7e3d
 def temperature(kernel: SGLD) -> float:
     "T of the density exp(-E / T) that the kernel draws from, up to errors of discretisation: noise_std^2 / step_size."
     return kernel.noise_std**2 / kernel.step_size
@@ -47,6 +47,7 @@ def denoise(
 ) -> Tensor:  # (B, C, H, W)
     "Images drawn by SGLD from the posterior given a noisy copy, starting there."
     if noise_std <= 0: raise ValueError(f'noise_std must be positive, got {noise_std}')
+    if kernel.noise_std == 0: raise ValueError('a kernel without noise has temperature 0, where a likelihood counts nothing; give it noise_std > 0')
     pull = temperature(kernel) / (2 * noise_std**2)
     return kernel.sample(lambda x: energy(x) + pull * ((x - noisy) ** 2).flatten(1).sum(1), noisy, generator)
 
@@ -75,16 +76,16 @@ def traverse(
     z[:, dimension] = values
     return sample_given_latents(model, kernel, z, image.repeat(len(values), 1, 1, 1), generator)
 
-# %% ../nbs/13_conditional.ipynb #1b5bffb8
+# %% ../nbs/13_conditional.ipynb #ec5c87c6
 def rmse(
     guess: Tensor,  # images, (B, C, H, W)
     truth: Tensor,  # images, (B, C, H, W)
     where: Tensor | None = None,  # bool, broadcasts to the images: which pixels count; all when None
 ) -> float | None:  # None if a guess is not finite
     "Root mean squared difference of pixels, guesses cut off at [-1, 1]."
+    if not guess.isfinite().all(): return None
     squares = (guess.clamp(-1, 1) - truth) ** 2
-    value = (squares if where is None else squares[where.expand_as(squares)]).mean().sqrt().item()
-    return value if np.isfinite(value) else None
+    return (squares if where is None else squares[where.expand_as(squares)]).mean().sqrt().item()
 
 def best_of(
     candidates: tuple,  # values of a setting
@@ -109,7 +110,7 @@ def masks(
     lower[:, in_shape[1] // 2:] = False
     return {'lower half': lower, 'random half': torch.rand(1, *in_shape[1:], generator=torch.Generator().manual_seed(seed)) < 0.5}
 
-# %% ../nbs/13_conditional.ipynb #2cb6c79e
+# %% ../nbs/13_conditional.ipynb #7742d564
 def nearest_by_known(
     images: Tensor,  # (B, C, H, W)
     known: Tensor,  # bool, (1, H, W)
@@ -140,7 +141,7 @@ def _filling(chains, test, train, training, name, candidates, guesses):
         several = chains.fill(steps, test.repeat(guesses, 1, 1, 1), known).unflatten(0, (guesses, len(test)))
         nearest = nearest_by_known(test, known, training)
         for who, method, guess in (('pixel', 'mean of the training images', mean), ('pixel', 'nearest training image', nearest),
-                                   (name, 'one chain', several[0]), (name, f'mean of {guesses} chains', several.clamp(-1, 1).mean(0))):
+                                   (name, 'one chain', several[0]), (name, f'mean of {guesses} chains', several.mean(0))):
             records.append(dict(representation=who, method=method, task=task, rmse=rmse(guess, test, ~known), steps=steps if who == name else None, images=len(test)))
         rows |= {f'{task} unknown': torch.where(known, test, 0.), 'nearest' + ' ' * len(rows): nearest, name + ' ' * len(rows): several[0]}
     return records, rows
@@ -155,7 +156,7 @@ def _cleaning(chains, test, train, name, candidates, noise_std, seed):
                for who, method, guess in (('pixel', 'left as it is', noisy), ('pixel', 'total variation', smooth), (name, 'one chain', cleaned))]
     return records, {'image': test, 'noisy': noisy, 'total variation': smooth, name: cleaned}
 
-# %% ../nbs/13_conditional.ipynb #a0123b8b
+# %% ../nbs/13_conditional.ipynb #24bc2c33
 def _latent_pictures(chains, test, training, columns):
     model, several = chains.model, test[:columns]
     given = lambda kernel, z, start, generator: sample_given_latents(model, kernel, z, start, generator)
@@ -172,7 +173,7 @@ def conditional_records(
     data: ImageData,  # of the shape that the model is for
     name: str = 'model',  # what to call it in the records
     n: int = 50,  # test images, the first ones
-    candidates: tuple = (5, 10, 20, 50, 100, 200),  # numbers of SGLD steps, of which the best on training images is taken
+    candidates: tuple = (5, 10, 20, 50, 100, 200, 400),  # numbers of SGLD steps, of which the best on training images is taken
     noise_std: float = 0.3,  # of the noise to be removed, in units of [-1, 1]
     guesses: int = 4,  # chains for each image
     seed: int = 0,  # of noise and chains
@@ -180,7 +181,7 @@ def conditional_records(
 ) -> tuple:  # records with representation, method, task, rmse (None where a chain is not finite), steps, images; pictures, a dict of rows each
     "Errors of completed and cleaned test images, with what needs no model beside them; and pictures of all uses of the joint density."
     chains = _Conditioner(run, seed, device)
-    training = data.train.serve()
+    training, n = data.train.serve(), min(n, len(data.train) // 2)
     test, train = data.test.serve(slice(n)), training[:n]
     filled, rows = _filling(chains, test, train, training[n:], name, candidates, guesses)
     cleaned, noise_rows = _cleaning(chains, test, train, name, candidates, noise_std, seed)

@@ -8,13 +8,14 @@ __all__ = ['evaluation_parts', 'part_titles', 'Subject', 'Skipped', 'PartResult'
            'neighbour_table', 'ood_table', 'cluster_table', 'sample_table', 'conditional_table', 'compare_with_pixels',
            'evaluation_tables']
 
-# %% ../nbs/14_evaluation.ipynb #a0b7caaf
+# %% ../nbs/14_evaluation.ipynb #68d1b6a8
 import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -63,11 +64,12 @@ class PartResult:
     figures: dict = field(default_factory=dict)  # file stems to figures
     notes: list = field(default_factory=list)  # sentences on what was left out
 
-# %% ../nbs/14_evaluation.ipynb #78cee200
+# %% ../nbs/14_evaluation.ipynb #0f5bc48a
 def few_label_part(s: Subject) -> PartResult:
     "Few-label classification, pixels first."
     if not s.labelled: raise Skipped(f'{s.data.name} has no labels')
     labels = s.data.train.labels.numpy(), s.data.test.labels.numpy()
+    if len(set(labels[0])) < 2: raise Skipped(f'{s.data.name} has a single class')
     def rows(model, name, rescale):
         train, test = (encode_images(model, part, device=s.device) for part in (s.data.train, s.data.test))
         return [dict(representation=name) | r for r in few_label(train, labels[0], test, labels[1], s.labels, s.draws, rescale)]
@@ -103,12 +105,12 @@ def clusters_part(s: Subject) -> PartResult:
     k = record['clusters']
     return PartResult([s.once(('k-means', k), lambda: kmeans_record(s.pixel, s.data, k, 'pixel', device=s.device)), record, kmeans_record(s.model, s.data, k, s.name, device=s.device)])
 
-# %% ../nbs/14_evaluation.ipynb #a6971d77
+# %% ../nbs/14_evaluation.ipynb #ade66a43
 def _chain_samples(s):
     paths = chain_paths(s.run, device=s.device)
     last = paths.marks[-1]
     sets = {f'from {start}, {last} steps': images[-1] for start, images in paths.images.items()}
-    if 'buffer' in paths.images: sets = {'from buffer, as training left it': paths.images['buffer'][0]} | sets
+    if 'buffer' in paths.images: sets = {'buffer, as training left it': paths.images['buffer'][0]} | sets
     seen = [i for i, mark in enumerate(paths.marks) if mark in (0, 10, 20, 50, 100, 200, last)]
     way = {f'chain {i}': torch.stack([paths.images['noise'][m][i] for m in seen]) for i in range(8)}
     with torch.no_grad(): real = score_images(s.model.energy, s.data.test, s.model.value_range, s.device)
@@ -120,11 +122,12 @@ def _chain_samples(s):
 def samples_part(s: Subject) -> PartResult:
     "Samples, their distance to real images, and how chains converge."
     if s.run is None: raise Skipped('a model without its run has no sampler')
-    if hasattr(s.model, 'sample'): sets, diagnosed, figures = {'from the prior': sample_images(s.run, 250, device=s.device)}, {}, {}
+    if len(s.data.test) < 8: raise Skipped(f'{s.data.name} has {len(s.data.test)} test images, fewer than 8')
+    if hasattr(s.model, 'sample'): sets, diagnosed, figures = {'from prior': sample_images(s.run, 250, device=s.device)}, {}, {}
     elif hasattr(s.model, 'energy'): sets, diagnosed, figures = _chain_samples(s)
     else: raise Skipped(f'{s.name} has neither an energy nor a generator')
     notes = [f'{what}: samples are not finite; no distances' for what, images in sets.items() if not images.isfinite().all()]
-    for what, images in sets.items(): figures['eval_samples_' + what.split()[1].strip(',')] = plot_images(images[:100].nan_to_num())
+    for what, images in sets.items(): figures['eval_samples_' + what.split(',')[0].replace(' ', '_')] = plot_images(images[:100].nan_to_num())
     records = []
     if s.labelled: records = distance_records(sets, s.data, s.once('features', lambda: train_features(s.data, device=s.device)), s.name, inception=s.once('inception', inception_features))
     else: notes.append(f'distances: {s.data.name} has no labels to learn features from')
@@ -136,7 +139,8 @@ def conditional_part(s: Subject) -> PartResult:
     "Completing and cleaning images with the energy, and what single latent dimensions do."
     if s.run is None or not hasattr(s.model, 'energy'): raise Skipped(f'{s.name} has no energy with a sampler')
     records, pictures = conditional_records(s.run, s.data, s.name, device=s.device)
-    return PartResult(records, {name: plot_rows(rows) for name, rows in pictures.items()})
+    notes = [f'{r["method"]}, {r["task"]}: chains are not finite; no error' for r in records if r['rmse'] is None]
+    return PartResult(records, {name: plot_rows({row: x.nan_to_num() for row, x in rows.items()}) for name, rows in pictures.items()}, notes)
 
 # %% ../nbs/14_evaluation.ipynb #6a3d8ebc
 _parts = {'few-label': few_label_part, 'neighbours': neighbours_part, 'ood': ood_part, 'clusters': clusters_part, 'samples': samples_part, 'conditional': conditional_part}
@@ -191,7 +195,7 @@ def evaluate(
         if tell: tell(part, result['seconds'][part])
     return result
 
-# %% ../nbs/14_evaluation.ipynb #206bff6a
+# %% ../nbs/14_evaluation.ipynb #5ca38946
 def _percent(v, digits=1): return '' if v is None else f'{100 * v:.{digits}f}'
 
 def few_label_table(
@@ -219,7 +223,7 @@ def ood_table(
 
 def cluster_table(result: dict) -> pd.DataFrame:
     "Cluster scores in per cent, a row for each way of clustering."
-    rows = {f"{r['representation']}, {r['method']}": dict(clusters=f"{r['clusters']} ({r['used']} used)", accuracy=_percent(r['accuracy']), NMI=_percent(r['nmi']), ARI=_percent(r['ari'])) for r in result['clusters']}
+    rows = {f"{r['representation']}, {r['method']}, {r['clusters']} clusters": dict(used=str(r['used']), accuracy=_percent(r['accuracy']), NMI=_percent(r['nmi']), ARI=_percent(r['ari'])) for r in result['clusters']}
     return pd.DataFrame.from_dict(rows, orient='index')
 
 def sample_table(result: dict) -> pd.DataFrame:
@@ -239,15 +243,19 @@ def conditional_table(result: dict) -> pd.DataFrame:
 def compare_with_pixels(
     result: dict,  # what `evaluate` returns
 ) -> str:
-    "One sentence: where the representation stands above the pixels, and where it does not."
-    mean = {(r['representation'], r['labels_per_class']): r['accuracy_mean'] for r in result['few_label']}
-    names = [r['representation'] for r in result['few_label'] if r['representation'] != 'pixel']
-    if not names: return ''
-    below = [str(n) for (who, n), v in mean.items() if who == names[0] and v <= mean['pixel', n]]
-    return f'{names[0]} stands above the pixels at every number of labels.' if not below else f'{names[0]} does NOT stand above the pixels at {", ".join(below)} labels per class.'
+    "One sentence: at how many labels a representation stands above the pixels, where it does not, and where two standard errors of the paired differences do not decide."
+    rows = {(r['representation'], r['labels_per_class']): np.array(r['accuracies']) for r in result['few_label']}
+    name = next((who for who, _ in rows if who != 'pixel'), None)
+    if not name: return ''
+    verdicts = {'above': [], 'BELOW': [], 'level with': []}
+    for n in [n for who, n in rows if who == name]:
+        difference = rows[name, n] - rows['pixel', n]                          # the same labelled images in both
+        doubt = 2 * difference.std(ddof=1) / len(difference) ** 0.5 if len(difference) > 1 else 0.
+        verdicts['above' if difference.mean() > doubt else 'BELOW' if difference.mean() < -doubt else 'level with'].append(str(n))
+    return f'{name} stands ' + '; '.join(f'{verdict} the pixels at {", ".join(numbers)}' for verdict, numbers in verdicts.items() if numbers) + ' labels per class.'
 
-# %% ../nbs/14_evaluation.ipynb #6dc8c3b9
-part_titles = {'few-label': 'Test accuracy in %, logistic regression on few labels, mean ± sd over draws', 'neighbours': 'Class of the nearest training image: agreement in %, overall and by class',
+# %% ../nbs/14_evaluation.ipynb #160af3bb
+part_titles = {'few-label': 'Test accuracy in %, logistic regression on few labels, mean ± sd over draws (* a fit did not converge)', 'neighbours': 'Class of the nearest training image: agreement in %, overall and by class',
                'ood': 'Out-of-distribution detection: AUROC in % with 95 % interval', 'clusters': 'Clusters of the test images against classes, in %',
                'samples': 'Distance of samples to held-out images, and convergence of chains', 'conditional': 'Root mean squared error of completed and cleaned test images'}
 

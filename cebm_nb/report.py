@@ -37,7 +37,7 @@ def published_table(
     rows = published.get('svhn' if data == 'svhn-extra' else data, {})
     return pd.DataFrame([[str(v) for v in values] for values in rows.values()], [f'{name}, published' for name in rows], list(published_labels))
 
-# %% ../nbs/15_report.ipynb #601e19d4
+# %% ../nbs/15_report.ipynb #1efbf131
 @dataclass
 class EvaluatedRun:
     "A run folder that has been evaluated."
@@ -52,7 +52,7 @@ def read_runs(
     "Evaluated runs, each with a title of its own; raises ValueError or FileNotFoundError on folders that are not."
     runs = []
     for folder in map(Path, folders):
-        config, path = read_config(folder), folder / 'eval.json'
+        config, path = read_config(folder.parent if folder.name.startswith('on-') else folder), folder / 'eval.json'  # on-NAME: evaluated on other data
         if not path.is_file(): raise FileNotFoundError(f'{str(folder)!r} has no eval.json; evaluate it with: cebm_eval {folder}')
         try:
             result = json.loads(path.read_text())
@@ -64,7 +64,7 @@ def read_runs(
     if len({run.title for run in runs}) < len(runs): raise ValueError(f'runs must be different folders with different names, got {", ".join(str(run.folder) for run in runs)}')
     return runs
 
-# %% ../nbs/15_report.ipynb #6c469fa4
+# %% ../nbs/15_report.ipynb #6661b0fc
 _floors = ('pixel', 'real', 'noise')
 
 def merge_results(
@@ -77,7 +77,7 @@ def merge_results(
         for run in runs:
             for r in run.result[key]:
                 if r['representation'] in _floors:
-                    which = tuple((k, v) for k, v in r.items() if k == 'labels_per_class' or isinstance(v, str))
+                    which = tuple((k, v) for k, v in r.items() if k in ('labels_per_class', 'clusters') or isinstance(v, str))
                     if floors.setdefault(which, r) != r: notes[f'{run.title}: its row for {r["representation"]} in {key} differs from that of an earlier run; the two were not evaluated in the same way'] = True
                 else: others.append(r | dict(representation=run.title))
         merged[key] = [*floors.values(), *others]
@@ -142,13 +142,14 @@ def run_pictures(
     found = {part: [path for pattern in names for path in sorted((run.folder / 'figures').glob(f'{pattern}.png'))] for part, names in patterns.items()}
     return {part: paths for part, paths in found.items() if run.result[part_key(part)]}
 
-# %% ../nbs/15_report.ipynb #b917bcba
+# %% ../nbs/15_report.ipynb #ded0b503
 def _tables(part, merged, data):
     table = evaluation_tables(merged).get(part)
     if table is None: return []
     if part == 'few-label': table = pd.concat([table, published_table(data)]).fillna('')
     lines = [f'{part_titles[part]}.', markdown_table(table)]
     if part == 'ood': lines += ['AUPR in %, the test images as the positive class.', markdown_table(ood_table(merged, 'aupr')), 'Strangers let in when 95 % of the test images are, in %.', markdown_table(ood_table(merged, 'fpr95'))]
+    if part == 'samples' and merged['samples'][0].get('judge_accuracy'): lines.append(f'The features are those of a small classifier, right on {100 * merged["samples"][0]["judge_accuracy"]:.1f} % of the test images.')
     if part == 'few-label' and len(published_table(data)): lines.append('Published rows: Wu et al. 2021, arXiv 2106.13798; after 150 to 200 epochs on a GPU.')
     return lines
 
@@ -184,7 +185,7 @@ def write_report(
     runs, out = read_runs(folders), Path(out)
     if out.exists() and not out.is_dir(): raise FileExistsError(f'{str(out)!r} is a file; choose another folder for the report')
     out.mkdir(parents=True, exist_ok=True)
-    lines = [f'# {title}', 'Every number was computed by `cebm_eval` on the test images of the data set that heads its section, with the pixels beside it. A blank was not run.']
+    lines = [f'# {title}', 'Every number was computed by `cebm_eval` on the test images of the data set that heads its section, with the pixels beside it, except rows marked as published, which are quoted. A blank was not run, or is explained at the end of its section.']
     for data in dict.fromkeys(run.result['data'] for run in runs): lines += _section([run for run in runs if run.result['data'] == data], out, root)
     text = '\n\n'.join(lines) + '\n'
     write_atomically(out / 'report.md', lambda p: p.write_text(text))

@@ -87,7 +87,7 @@ def sample_images(
     model = run.model.to(device).eval()
     with frozen(model), mixed_precision(device, run.config['precision']): return kernel.sample(model.energy, x.to(device), torch.Generator(device).manual_seed(seed)).cpu()
 
-# %% ../nbs/12_samples.ipynb #22233210
+# %% ../nbs/12_samples.ipynb #5e56a6c5
 def follow_chains(
     energy: Callable,  # from (B, ...) to (B,), differentiable
     kernel: SGLD,  # whose number of steps does not matter
@@ -96,7 +96,7 @@ def follow_chains(
     generator: torch.Generator | None = None,  # where the noise comes from; on the device of x0
 ) -> tuple:  # images at each mark (list of (B, ...)), energies (B, len(marks)) as an array
     "Run chains and look at them at the marks."
-    if list(marks) != sorted(set(marks)) or marks[0] < 0: raise ValueError(f'marks must rise from 0 or more, got {list(marks)}')
+    if not marks or list(marks) != sorted(set(marks)) or marks[0] < 0: raise ValueError(f'marks must rise from 0 or more, got {list(marks)}')
     x, done, images, energies = x0, 0, [], []
     for mark in marks:
         if mark > done: x = replace(kernel, steps=mark - done).sample(energy, x, generator)
@@ -105,7 +105,7 @@ def follow_chains(
         images.append(x.detach().cpu())
     return images, torch.stack(energies, 1).numpy()
 
-# %% ../nbs/12_samples.ipynb #606283dd
+# %% ../nbs/12_samples.ipynb #9f4abaf8
 @dataclass
 class ChainPaths:
     "Chains of a model from several starts, looked at on their way."
@@ -127,9 +127,9 @@ def chain_paths(
     try: starts['buffer'] = start_of_chains(run, min(n, len(run.chains)), 'buffer', torch.Generator().manual_seed(seed))
     except FileNotFoundError: pass
     paths, model = ChainPaths(list(range(0, steps + 1, every)), {}, {}), run.model.to(device).eval()
-    for start, x in starts.items():
+    for i, (start, x) in enumerate(starts.items()):
         with frozen(model), mixed_precision(device, run.config['precision']):
-            paths.images[start], paths.energies[start] = follow_chains(model.energy, training_kernel(run, 1), x.to(device), paths.marks, torch.Generator(device).manual_seed(seed))
+            paths.images[start], paths.energies[start] = follow_chains(model.energy, training_kernel(run, 1), x.to(device), paths.marks, torch.Generator(device).manual_seed(seed + 1 + i))
     return paths
 
 # %% ../nbs/12_samples.ipynb #5338af99
@@ -262,7 +262,7 @@ def inception_features() -> InceptionFeatures | None:
     except ImportError: return None
     except (RuntimeError, UnpicklingError, EOFError) as error: raise ValueError(f'{inception_file()} does not hold the weights of Inception ({str(error).splitlines()[0]}); remove it') from None
 
-# %% ../nbs/12_samples.ipynb #f0b30349
+# %% ../nbs/12_samples.ipynb #35d87fc0
 def real_halves(
     data: ImageData,
     most: int = 250,  # images in a half
@@ -296,7 +296,7 @@ def distance_records(
     noise = ReplayBuffer(len(real), data.in_shape, generator=torch.Generator().manual_seed(0)).chains
     rows, records = [('real', 'other half of the test images', other), ('noise', 'uniform noise', noise), *((name, what, images[:len(real)]) for what, images in sets.items())], []
     for who, what, images in rows:
-        record = dict(representation=who, images=what, number=len(images))
+        record = dict(representation=who, images=what, number=len(images), judge_accuracy=net.accuracy)
         for ending, judge in {'': net, '_inception': inception}.items():
             if judge: record |= dict(zip((f'frechet{ending}', f'kernel{ending}'), distances(images, real, judge)))
         records.append(record)
