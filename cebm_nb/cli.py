@@ -61,7 +61,7 @@ def cebm_sample(
         save_figure(plot_images(x), path)
         print(f'{n} samples, values in [{x.min():.2f}, {x.max():.2f}]: {path}')
 
-# %% ../nbs/16_cli.ipynb #3e6eecec
+# %% ../nbs/16_cli.ipynb #584f82d6
 def parse_labels(
     text: str,  # numbers separated by commas, and perhaps the word all
 ) -> tuple:
@@ -110,9 +110,10 @@ def cebm_report(
     out: str = 'report',  # folder of the page: report.html, report.md and figures
     title: str = 'Conjugate energy-based models and their rivals',  # of the page
     root: str = None,  # folder with downloaded data, for pictures of neighbours
+    tables_only: store_true = False,  # no pictures
 ):
     "Lay evaluated runs side by side, with the published figures beside them. Example: cebm_report runs/* --out report"
-    with plain_errors('cebm_report'): print(f'Written: {write_report(_as_list(runs), out, title, root)}')
+    with plain_errors('cebm_report'): print(f'Written: {write_report(_as_list(runs), out, title, root, not tables_only)}')
 
 # %% ../nbs/16_cli.ipynb #3156cc03
 @torch.no_grad()
