@@ -45,7 +45,7 @@ def encode_images(
     if not np.isfinite(features).all(): raise ValueError('the model gives representations that are not finite; it has diverged')
     return features
 
-# %% ../nbs/10_representation.ipynb #db4912d5
+# %% ../nbs/10_representation.ipynb #55d7ba6f
 def fit_classifier(
     features: np.ndarray,  # (n, D)
     labels: np.ndarray,  # (n,)
@@ -55,10 +55,13 @@ def fit_classifier(
 ) -> tuple:  # the fitted LogisticRegression, and whether it converged
     "Multinomial logistic regression with an L2 penalty, fitted in float64 until it converges."
     features = np.asarray(features, np.float64)
-    with threadpool_limits(1 if features.size < 10_000_000 else None):  # small fits lose more to threads than they gain
+    weights = features.shape[1] * len(np.unique(labels))
+    solver = 'newton-cholesky' if weights <= 2000 and len(features) > 10 * weights else 'lbfgs'
+    with threadpool_limits(1 if features.size < 5_000_000 else None), warnings.catch_warnings():  # small fits lose more to threads than they gain
+        warnings.simplefilter('ignore', ConvergenceWarning)  # told by the second value
         for attempt in range(attempts):
             limit = max_iter * 4**attempt
-            classifier = LogisticRegression(C=inverse_penalty, max_iter=limit).fit(features, labels)
+            classifier = LogisticRegression(C=inverse_penalty, solver=solver, max_iter=limit).fit(features, labels)
             if classifier.n_iter_.max() < limit: return classifier, True
     return classifier, False
 
