@@ -39,7 +39,7 @@ def published_table(
     rows = published.get('svhn' if data == 'svhn-extra' else data, {})
     return pd.DataFrame([[str(v) for v in values] for values in rows.values()], [f'{name}, published' for name in rows], list(published_labels))
 
-# %% ../nbs/15_report.ipynb #1efbf131
+# %% ../nbs/15_report.ipynb #b80ca079
 @dataclass
 class EvaluatedRun:
     "A run folder that has been evaluated."
@@ -61,9 +61,9 @@ def read_runs(
             for part in evaluation_parts: result[part_key(part)]
             runs.append(EvaluatedRun(folder, config, result))
         except (ValueError, KeyError, TypeError): raise ValueError(f'{path} is damaged or of an older version; evaluate again with: cebm_eval {folder}') from None
-    names = [run.config['model']['name'] for run in runs]
-    for run, name in zip(runs, names): run.title = name if names.count(name) == 1 else f'{name} ({run.folder.name})'
-    if len({run.title for run in runs}) < len(runs): raise ValueError(f'runs must be different folders with different names, got {", ".join(str(run.folder) for run in runs)}')
+    names = [(run.config['model']['name'], run.result['data']) for run in runs]
+    for run, name in zip(runs, names): run.title = name[0] if names.count(name) == 1 else f'{name[0]} ({run.folder.name})'
+    if len({(run.title, run.result['data']) for run in runs}) < len(runs): raise ValueError(f'runs must be different folders with different names, got {", ".join(str(run.folder) for run in runs)}')
     return runs
 
 # %% ../nbs/15_report.ipynb #a960ac79
