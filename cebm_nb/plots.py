@@ -101,7 +101,7 @@ def plot_training(
     for ax in axes: ax.set_xlabel('update')
     return fig
 
-# %% ../nbs/09_plots.ipynb #12fc9e68
+# %% ../nbs/09_plots.ipynb #e4dcfcab
 def plot_few_label(
     records: list,  # the few-label records of eval.json
 ) -> Figure:
@@ -113,24 +113,26 @@ def plot_few_label(
         rows = [r for r in records if r['representation'] == name]
         x = [counts.index(str(r['labels_per_class'])) for r in rows]
         mean, sd = (100 * np.array([r[k] for r in rows]) for k in ('accuracy_mean', 'accuracy_sd'))
-        ax.plot(x, mean, 'o--' if name == 'pixel' else 'o-', color='0.4' if name == 'pixel' else None, label=name)
-        ax.fill_between(x, mean - sd, mean + sd, alpha=0.2, color='0.4' if name == 'pixel' else None)
+        line, = ax.plot(x, mean, 'o--' if name == 'pixel' else 'o-', color='0.4' if name == 'pixel' else None, label=name)
+        ax.fill_between(x, mean - sd, mean + sd, alpha=0.15, color=line.get_color(), lw=0)
     ax.set_xticks(range(len(counts)), counts)
     ax.set_xlabel('labels per class')
     ax.set_ylabel('test accuracy, %')
     ax.legend(frameon=False)
     return fig
 
-# %% ../nbs/09_plots.ipynb #6fbc796a
+# %% ../nbs/09_plots.ipynb #81a3bd2b
 def plot_confusion(
     matrices: dict,  # a name for each, to its matrix (classes, classes) with rows that sum to 1
     class_names: list,  # a name for each class
 ) -> Figure:
-    "Confusion matrices side by side, rows the true classes."
-    n = len(class_names)
-    side = 1.2 + 0.33 * n
-    fig = Figure(figsize=(side * len(matrices) + 0.6, side), layout='constrained')
-    for ax, (name, matrix) in zip(fig.subplots(1, len(matrices), squeeze=False)[0], matrices.items()):
+    "Confusion matrices, three in a row, with the true classes as their rows."
+    n, columns = len(class_names), min(3, len(matrices))
+    rows, side = math.ceil(len(matrices) / columns), 1.2 + 0.33 * n
+    fig = Figure(figsize=(side * columns + 0.6, side * rows), layout='constrained')
+    axes = fig.subplots(rows, columns, squeeze=False).ravel()
+    for ax in axes[len(matrices):]: ax.remove()
+    for ax, (name, matrix) in zip(axes, matrices.items()):
         matrix = np.asarray(matrix)
         ax.imshow(matrix, vmin=0, vmax=1, cmap='Blues')
         if n <= 12:
@@ -140,7 +142,7 @@ def plot_confusion(
         ax.set_title(f'{name}, mean of the diagonal {100 * np.trace(matrix) / n:.1f} %', fontsize=9)
     return fig
 
-# %% ../nbs/09_plots.ipynb #4d1f11fc
+# %% ../nbs/09_plots.ipynb #e28981d8
 def plot_scores(
     scores: dict,  # a title for each panel, to a dict of a name for each set of images to its scores (N,); the first set is drawn filled
 ) -> Figure:
@@ -153,6 +155,7 @@ def plot_scores(
         bins = np.linspace(low, high if high > low else low + 1, 50)
         for i, (name, values) in enumerate(sets.items()):
             ax.hist(np.clip(values, bins[0], bins[-1]), bins, density=True, label=name, histtype='step' if i else 'stepfilled', alpha=1 if i else 0.4, color=f'C{i}')
+        ax.set_ylim(0, 2 * np.histogram(inner, bins, density=True)[0].max())
         ax.set_title(title, fontsize=10)
         ax.set_yticks([])
     ax.legend(frameon=False, fontsize=8)
