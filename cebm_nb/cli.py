@@ -61,7 +61,7 @@ def cebm_sample(
         save_figure(plot_images(x), path)
         print(f'{n} samples, values in [{x.min():.2f}, {x.max():.2f}]: {path}')
 
-# %% ../nbs/16_cli.ipynb #584f82d6
+# %% ../nbs/16_cli.ipynb #562cf481
 def parse_labels(
     text: str,  # numbers separated by commas, and perhaps the word all
 ) -> tuple:
@@ -98,7 +98,7 @@ def cebm_eval(
         for run in loaded:
             key = (data, None) if data else (run.config['data'], run.config.get('image_size'))
             if key not in sets: sets[key], shared[key] = load_data(key[0], root, key[1]), {}
-            folder = run.folder if key[0] == run.config['data'] else run.folder / f'on-{Path(key[0]).name}'
+            folder = run.folder if key[0] == run.config['data'] else run.folder / f'on-{Path(key[0].removeprefix("folder:")).name}'
             print(f'{run.folder}: {run.config["model"]["name"]} on {key[0]}')
             result = evaluate(run, sets[key], None, draws, device, parts, wanted, folder, root, shared[key], lambda part, seconds: print(f'  {part}: {seconds:.0f} s', flush=True))
             _print_evaluation(result, parts)

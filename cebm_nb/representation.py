@@ -7,8 +7,9 @@ __all__ = ['inverse_penalties', 'encode_images', 'fit_classifier', 'choose_penal
            'nearest_neighbours', 'agreement', 'first_of_each_class', 'neighbour_record', 'matched_accuracy',
            'cluster_scores', 'component_record', 'kmeans_record']
 
-# %% ../nbs/10_representation.ipynb #49632b28
+# %% ../nbs/10_representation.ipynb #00fda9ff
 import warnings
+from functools import cache
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_rand_score, confusion_matrix, normalized_mutual_info_score, pairwise_distances_argmin_min
 from sklearn.metrics.cluster import contingency_matrix
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 from torch import nn
 
 from .data import ImageData, ImageSet
@@ -45,7 +46,10 @@ def encode_images(
     if not np.isfinite(features).all(): raise ValueError('the model gives representations that are not finite; it has diverged')
     return features
 
-# %% ../nbs/10_representation.ipynb #55d7ba6f
+# %% ../nbs/10_representation.ipynb #913ab107
+@cache
+def _threads(): return ThreadpoolController()  # the search for the libraries is done once; it swallows a Ctrl-C that comes in the midst of it
+
 def fit_classifier(
     features: np.ndarray,  # (n, D)
     labels: np.ndarray,  # (n,)
@@ -57,7 +61,7 @@ def fit_classifier(
     features = np.asarray(features, np.float64)
     weights = features.shape[1] * len(np.unique(labels))
     solver = 'newton-cholesky' if weights <= 2000 and len(features) > 10 * weights else 'lbfgs'
-    with threadpool_limits(1 if features.size < 5_000_000 else None), warnings.catch_warnings():  # small fits lose more to threads than they gain
+    with _threads().limit(limits=1 if features.size < 5_000_000 else None), warnings.catch_warnings():  # small fits lose more to threads than they gain
         warnings.simplefilter('ignore', ConvergenceWarning)  # told by the second value
         for attempt in range(attempts):
             limit = max_iter * 4**attempt
@@ -65,7 +69,7 @@ def fit_classifier(
             if classifier.n_iter_.max() < limit: return classifier, True
     return classifier, False
 
-# %% ../nbs/10_representation.ipynb #23399525
+# %% ../nbs/10_representation.ipynb #c3286403
 inverse_penalties = (0.01, 0.1, 1., 10., 100.)
 
 def choose_penalty(
@@ -81,7 +85,7 @@ def choose_penalty(
     fewest = np.unique(labels, return_counts=True)[1].min()
     if fewest < 2: return 1.
     folds = StratifiedKFold(min(3, fewest), shuffle=True, random_state=0)
-    with threadpool_limits(1 if features.size < 1_000_000 else None), warnings.catch_warnings():
+    with _threads().limit(limits=1 if features.size < 1_000_000 else None), warnings.catch_warnings():
         warnings.simplefilter('ignore', ConvergenceWarning)  # the few that are not there after 500 iterations are near enough to be compared
         search = GridSearchCV(LogisticRegression(max_iter=500), dict(C=list(candidates)), cv=folds, refit=False).fit(np.asarray(features, np.float64), labels)
     return float(search.best_params_['C'])

@@ -110,9 +110,15 @@ def folder(tmp_path_factory):
     return path
 
 
-def test_everything_for_several_runs_and_a_report(folder):
+@pytest.fixture(scope='module')
+def evaluated(folder):
     status, out, err = call(folder, 'cebm_eval', 'cebm', 'gmm-cebm', 'vae', '--draws', 2, '--labels', '1,5,all')
     assert status == 0, err
+    return out
+
+
+def test_everything_for_several_runs_and_a_report(folder, evaluated):
+    out = evaluated
     results = {name: json.loads((folder / name / 'eval.json').read_text()) for name in ('cebm', 'gmm-cebm', 'vae')}
     for name, result in results.items():
         assert set(result['seconds']) == set(evaluation_parts)
@@ -134,7 +140,7 @@ def test_everything_for_several_runs_and_a_report(folder):
     assert any(line.startswith('| gmm-cebm |') and f'{100 * accuracy:.1f}' in line for line in text.splitlines())
 
 
-def test_one_part_leaves_the_others_and_another_data_set_has_its_own_place(folder):
+def test_one_part_leaves_the_others_and_another_data_set_has_its_own_place(folder, evaluated):
     shutil.copytree(folder / 'cebm', folder / 'second')
     before = json.loads((folder / 'second' / 'eval.json').read_text())
     status, out, err = call(folder, 'cebm_eval', 'second', '--only', 'neighbours')
