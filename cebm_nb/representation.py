@@ -7,9 +7,8 @@ __all__ = ['inverse_penalties', 'encode_images', 'fit_classifier', 'choose_penal
            'nearest_neighbours', 'agreement', 'first_of_each_class', 'neighbour_record', 'matched_accuracy',
            'cluster_scores', 'component_record', 'kmeans_record']
 
-# %% ../nbs/10_representation.ipynb #00fda9ff
+# %% ../nbs/10_representation.ipynb #49632b28
 import warnings
-from functools import cache
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_rand_score, confusion_matrix, normalized_mutual_info_score, pairwise_distances_argmin_min
 from sklearn.metrics.cluster import contingency_matrix
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
-from threadpoolctl import ThreadpoolController
+from threadpoolctl import threadpool_limits
 from torch import nn
 
 from .data import ImageData, ImageSet
@@ -46,10 +45,7 @@ def encode_images(
     if not np.isfinite(features).all(): raise ValueError('the model gives representations that are not finite; it has diverged')
     return features
 
-# %% ../nbs/10_representation.ipynb #913ab107
-@cache
-def _threads(): return ThreadpoolController()  # the search for the libraries is done once; it swallows a Ctrl-C that comes in the midst of it
-
+# %% ../nbs/10_representation.ipynb #5462b817
 def fit_classifier(
     features: np.ndarray,  # (n, D)
     labels: np.ndarray,  # (n,)
@@ -61,7 +57,7 @@ def fit_classifier(
     features = np.asarray(features, np.float64)
     weights = features.shape[1] * len(np.unique(labels))
     solver = 'newton-cholesky' if weights <= 2000 and len(features) > 10 * weights else 'lbfgs'
-    with _threads().limit(limits=1 if features.size < 5_000_000 else None), warnings.catch_warnings():  # small fits lose more to threads than they gain
+    with warnings.catch_warnings():
         warnings.simplefilter('ignore', ConvergenceWarning)  # told by the second value
         for attempt in range(attempts):
             limit = max_iter * 4**attempt
@@ -69,7 +65,7 @@ def fit_classifier(
             if classifier.n_iter_.max() < limit: return classifier, True
     return classifier, False
 
-# %% ../nbs/10_representation.ipynb #c3286403
+# %% ../nbs/10_representation.ipynb #2513b5f5
 inverse_penalties = (0.01, 0.1, 1., 10., 100.)
 
 def choose_penalty(
@@ -85,12 +81,12 @@ def choose_penalty(
     fewest = np.unique(labels, return_counts=True)[1].min()
     if fewest < 2: return 1.
     folds = StratifiedKFold(min(3, fewest), shuffle=True, random_state=0)
-    with _threads().limit(limits=1 if features.size < 1_000_000 else None), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter('ignore', ConvergenceWarning)  # the few that are not there after 500 iterations are near enough to be compared
         search = GridSearchCV(LogisticRegression(max_iter=500), dict(C=list(candidates)), cv=folds, refit=False).fit(np.asarray(features, np.float64), labels)
     return float(search.best_params_['C'])
 
-# %% ../nbs/10_representation.ipynb #a6417c4b
+# %% ../nbs/10_representation.ipynb #8ef44280
 def balanced_draw(
     labels: np.ndarray,  # (N,) integers
     per_class: int,  # how many of each class
@@ -122,11 +118,10 @@ def few_label(
     for n in labels_per_class:
         if n != 'all' and n > most: continue
         seeds = [None] if n == 'all' else list(range(draws))
-        penalties, fits = [], []
-        for seed in seeds:
-            pick = slice(None) if seed is None else balanced_draw(train_labels, n, seed)
-            penalties.append(choose_penalty(train_features[pick], train_labels[pick]))
-            fits.append(fit_classifier(train_features[pick], train_labels[pick], penalties[-1]))
+        picks = [slice(None) if seed is None else balanced_draw(train_labels, n, seed) for seed in seeds]
+        with threadpool_limits(1 if train_features[picks[0]].size < 1_000_000 else None):  # small fits lose more to threads than they gain
+            penalties = [choose_penalty(train_features[pick], train_labels[pick]) for pick in picks]
+            fits = [fit_classifier(train_features[pick], train_labels[pick], c) for pick, c in zip(picks, penalties)]
         accuracies = [float(c.score(test_features, test_labels)) for c, _ in fits]
         records.append(dict(labels_per_class=n, accuracy_mean=float(np.mean(accuracies)), accuracy_sd=float(np.std(accuracies, ddof=1)) if len(seeds) > 1 else 0.,
                             accuracies=accuracies, draws=len(seeds), seeds=seeds, inverse_penalties=penalties, converged=all(ok for _, ok in fits)))
