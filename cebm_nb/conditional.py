@@ -6,7 +6,7 @@
 __all__ = ['fill_in', 'temperature', 'denoise', 'sample_given_latents', 'traverse', 'rmse', 'best_of', 'total_variation', 'masks',
            'nearest_by_known', 'conditional_records']
 
-# %% ../nbs/13_conditional.ipynb #ed0e52fc
+# %% ../nbs/13_conditional.ipynb #486cff52
 from typing import Callable
 
 import numpy as np
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from .data import ImageData
 from .representation import nearest_neighbours
-from .samples import training_kernel
-from .sgld import SGLD, frozen, mixed_precision, pick_device
+from .samples import ready_to_sample, training_kernel
+from .sgld import SGLD, pick_device
 from .training import Run
 
 # %% ../nbs/13_conditional.ipynb #5305541a
@@ -110,7 +110,7 @@ def masks(
     lower[:, in_shape[1] // 2:] = False
     return {'lower half': lower, 'random half': torch.rand(1, *in_shape[1:], generator=torch.Generator().manual_seed(seed)) < 0.5}
 
-# %% ../nbs/13_conditional.ipynb #7742d564
+# %% ../nbs/13_conditional.ipynb #c6c919cb
 def nearest_by_known(
     images: Tensor,  # (B, C, H, W)
     known: Tensor,  # bool, (1, H, W)
@@ -121,14 +121,12 @@ def nearest_by_known(
     return torch.where(known, images, training[index])
 
 class _Conditioner:  # one run's kernel and energy, applied to batches of images
-    def __init__(self, run, seed, device):
-        self.run, self.seed, self.device, self.model = run, seed, pick_device(device), run.model.eval()
-        self.model.to(self.device)
+    def __init__(self, run, seed, device): self.run, self.seed, self.device, self.model = run, seed, pick_device(device), run.model
 
     def __call__(self, method, steps, *tensors):
         generator = torch.Generator(self.device).manual_seed(self.seed)
         tensors = [t.to(self.device) if isinstance(t, Tensor) else t for t in tensors]
-        with frozen(self.model), mixed_precision(self.device, self.run.config['precision']): return method(training_kernel(self.run, steps), *tensors, generator).detach().float().cpu()
+        with ready_to_sample(self.run, self.device): return method(training_kernel(self.run, steps), *tensors, generator).detach().float().cpu()
 
     def fill(self, steps, images, known): return self(lambda kernel, *rest: fill_in(self.model.energy, kernel, *rest), steps, images, known)
 
@@ -143,7 +141,7 @@ def _filling(chains, test, train, training, name, candidates, guesses):
         for who, method, guess in (('pixel', 'mean of the training images', mean), ('pixel', 'nearest training image', nearest),
                                    (name, 'one chain', several[0]), (name, f'mean of {guesses} chains', several.mean(0))):
             records.append(dict(representation=who, method=method, task=task, rmse=rmse(guess, test, ~known), steps=steps if who == name else None, images=len(test)))
-        rows |= {f'{task} unknown': torch.where(known, test, 0.), 'nearest' + ' ' * len(rows): nearest, name + ' ' * len(rows): several[0]}
+        rows |= {f'{task} unknown': torch.where(known, test, 0.), f'{task}: nearest': nearest, f'{task}: {name}': several[0]}
     return records, rows
 
 def _cleaning(chains, test, train, name, candidates, noise_std, seed):
@@ -156,10 +154,11 @@ def _cleaning(chains, test, train, name, candidates, noise_std, seed):
                for who, method, guess in (('pixel', 'left as it is', noisy), ('pixel', 'total variation', smooth), (name, 'one chain', cleaned))]
     return records, {'image': test, 'noisy': noisy, 'total variation': smooth, name: cleaned}
 
-# %% ../nbs/13_conditional.ipynb #24bc2c33
+# %% ../nbs/13_conditional.ipynb #ca93c491
 def _latent_pictures(chains, test, training, columns):
     model, several = chains.model, test[:columns]
     given = lambda kernel, z, start, generator: sample_given_latents(model, kernel, z, start, generator)
+    model.to(chains.device).eval()
     with torch.no_grad(): codes, z = (model.encode(x.to(chains.device)).cpu() for x in (training[:2000], several))
     noise = torch.empty_like(several).uniform_(-1, 1, generator=torch.Generator().manual_seed(chains.seed))
     pictures = {'given_latents': {'image': several, 'from noise, given its z': chains(given, 200, z, noise), 'from itself, given its z': chains(given, 50, z, several)}}

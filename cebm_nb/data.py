@@ -40,7 +40,7 @@ def check_images(
         raise ValueError(f'images must be in [{low:g}, {high:g}], got [{got.min:g}, {got.max:g}]{advice}')
     return x
 
-# %% ../nbs/04_data.ipynb #89632000
+# %% ../nbs/04_data.ipynb #b633569e
 @dataclass
 class ImageSet:
     "Images as bytes, (N, C, H, W) uint8, with labels (N,) int64 in 0, 1, ... or None."
@@ -78,6 +78,15 @@ class ImageSet:
         "Images as floats in the range that a model asks for."
         low, high = value_range
         return self.images[index].to(device).float().mul_((high - low) / 255).add_(low)
+
+    def map(self,
+        function,  # from images (B, C, H, W) to a tensor (B, ...)
+        value_range: tuple = (-1., 1.),  # in which the function wants its images
+        device: str | torch.device | None = None,  # where the function computes
+        batch_size: int = 500,  # images at a time
+    ) -> Tensor:  # (N, ...), without gradients, in main memory
+        "What a function gives for all images, computed in batches."
+        return torch.cat([function(self.serve(slice(i, i + batch_size), value_range, device)).detach().cpu() for i in range(0, len(self), batch_size)])
 
     def subset(self, index: Tensor) -> 'ImageSet':
         "The images and labels at these positions."

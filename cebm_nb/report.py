@@ -6,7 +6,7 @@
 __all__ = ['published_labels', 'published', 'published_table', 'EvaluatedRun', 'read_runs', 'training_command', 'merge_results',
            'markdown_table', 'as_html', 'runs_table', 'section_figures', 'run_pictures', 'write_report']
 
-# %% ../nbs/15_report.ipynb #1bbb21cc
+# %% ../nbs/15_report.ipynb #c524c2a9
 import html
 import inspect
 import json
@@ -18,9 +18,9 @@ import pandas as pd
 from markdown_it import MarkdownIt
 
 from .data import load_data
-from .evaluation import evaluation_parts, evaluation_tables, ood_table, part_key, part_titles
+from .evaluation import evaluation_parts, evaluation_tables, neighbour_figures, ood_table, part_key, part_titles
 from .models import model_class, read_config, write_atomically
-from .plots import plot_confusion, plot_few_label, plot_rows, save_figure
+from .plots import plot_few_label, save_figure
 from .training import get_settings
 
 # %% ../nbs/15_report.ipynb #00a8ead3
@@ -118,7 +118,7 @@ def as_html(
     body = MarkdownIt('js-default').render(text)
     return f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title><style>{_style}</style></head><body>\n{body}</body></html>\n'
 
-# %% ../nbs/15_report.ipynb #fdc2bceb
+# %% ../nbs/15_report.ipynb #befbd849
 def runs_table(
     runs: list,  # EvaluatedRuns
 ) -> pd.DataFrame:
@@ -128,27 +128,19 @@ def runs_table(
         return {'updates': f"{done['updates']:,}" if done else '', 'minutes': f"{done['seconds'] / 60:.1f}" if done else '', 'ended': done.get('status', ''), 'device': c.get('device', '')}
     return pd.DataFrame.from_dict({run.title: row(run.config) | {'command': f'`{training_command(run.config)}`'} for run in runs}, orient='index')
 
-def _neighbour_pictures(runs, root):
-    "Queries and what each representation found, where the data can be read and the queries agree."
-    first = runs[0]
-    records = merge_results(runs)[0]['neighbours']
-    if not records or any(r['queries'] != records[0]['queries'] for r in records): return {}
-    try: data = load_data(first.result['data'], root, first.config.get('image_size'), download=False)
-    except (OSError, ValueError): return {}
-    rows = {'query': data.test.serve(records[0]['queries'])} | {r['representation']: data.train.serve(r['neighbours']) for r in records}
-    figures = {'neighbours': plot_rows(rows)}
-    if all(r['confusion'] for r in records): figures['confusion'] = plot_confusion({r['representation']: r['confusion'] for r in records}, data.class_names)
-    return figures
-
+# %% ../nbs/15_report.ipynb #89bf3039
 def section_figures(
     runs: list,  # EvaluatedRuns on one data set
+    merged: dict,  # their records, from `merge_results`
     root: str | Path | None = None,  # folder with downloaded data
 ) -> dict:  # parts, to file stems and figures
-    "Figures that lay runs side by side."
-    merged, figures = merge_results(runs)[0], {}
+    "Accuracies, and neighbours where the data can be read and all runs were asked for the same queries."
+    figures, records = {}, merged['neighbours']
     if merged['few_label']: figures['few-label'] = {'few_label': plot_few_label(merged['few_label'])}
-    pictures = _neighbour_pictures(runs, root)
-    return figures | ({'neighbours': pictures} if pictures else {})
+    if not records or any(r['queries'] != records[0]['queries'] for r in records): return figures
+    try: data = load_data(runs[0].result['data'], root, runs[0].config.get('image_size'), download=False)
+    except (OSError, ValueError): return figures
+    return figures | {'neighbours': neighbour_figures(records, data)}
 
 def run_pictures(
     run: EvaluatedRun,
@@ -158,7 +150,7 @@ def run_pictures(
     found = {part: [path for pattern in names for path in sorted((run.folder / 'figures').glob(f'{pattern}.png'))] for part, names in patterns.items()}
     return {part: paths for part, paths in found.items() if run.result[part_key(part)]}
 
-# %% ../nbs/15_report.ipynb #a6afeb42
+# %% ../nbs/15_report.ipynb #2e9c4be7
 def _tables(part, merged, data):
     table = evaluation_tables(merged).get(part)
     if table is None: return []
@@ -172,7 +164,7 @@ def _tables(part, merged, data):
 def _section(runs, out, root, with_pictures):
     data, first = runs[0].result['data'], runs[0].result
     merged, notes = merge_results(runs)
-    figures, slug = section_figures(runs, root) if with_pictures else {}, ''.join(c if c.isalnum() else '-' for c in data)
+    figures, slug = section_figures(runs, merged, root) if with_pictures else {}, ''.join(c if c.isalnum() else '-' for c in data)
     lines = [f'## {data}', f'{first["train_images"]:,} training and {first["test_images"]:,} test images.', markdown_table(runs_table(runs))]
     for part in evaluation_parts:
         found = _tables(part, merged, data)
@@ -191,6 +183,7 @@ def _section(runs, out, root, with_pictures):
     told = notes + [f'{run.title}: {sentence}' for run in runs for sentence in run.result['skipped']]
     return lines + (['### Not run, and left out', '\n'.join(f'- {line}' for line in told)] if told else [])
 
+# %% ../nbs/15_report.ipynb #4e1d945a
 def write_report(
     folders: list,  # run folders, evaluated
     out: str | Path = 'report',  # folder of the page; report.md and report.html in it are replaced

@@ -26,7 +26,7 @@ from .data import ImageData, ImageSet
 from .models import Pixel
 from .sgld import pick_device
 
-# %% ../nbs/10_representation.ipynb #1bf8d39c
+# %% ../nbs/10_representation.ipynb #ee4208bf
 @torch.no_grad()
 def encode_images(
     model: nn.Module,  # with a `value_range`, and the method that is asked for, from (B, C, H, W) to (B, D)
@@ -40,8 +40,7 @@ def encode_images(
     if shape != tuple(model.in_shape): raise ValueError(f'the model is for images of shape {tuple(model.in_shape)}, the data have {shape}')
     model, device = model.eval(), pick_device(device)
     model.to(device)
-    out = [getattr(model, method)(images.serve(slice(i, i + batch_size), model.value_range, device)).cpu() for i in range(0, len(images), batch_size)]
-    features = torch.cat(out).float().numpy()
+    features = images.map(getattr(model, method), model.value_range, device, batch_size).float().numpy()
     if not np.isfinite(features).all(): raise ValueError('the model gives representations that are not finite; it has diverged')
     return features
 

@@ -191,19 +191,6 @@ def test_an_interrupted_evaluation_keeps_what_it_has(folder):
     assert len(result['neighbours']) == 2 and result['few_label'] == []
 
 
-@pytest.mark.parametrize('command, args, word', [
-    ('cebm_eval', 'cebm --labels 0', 'positive numbers'),
-    ('cebm_eval', 'cebm --labels many', 'positive numbers'),
-    ('cebm_eval', 'cebm --only odd', "did you mean 'ood'"),
-    ('cebm_eval', 'cebm nowhere', 'no run folder'),
-    ('cebm_report', 'nowhere', 'no run folder'),
-    ('cebm_report', 'cebm cebm', 'different'),
-])
-def test_bad_input_gets_one_line(folder, command, args, word):
-    status, out, err = call(folder, command, *args.split())
-    assert status == 2 and len(err.splitlines()) == 1 and word in err
-
-
 def test_reports_want_evaluated_runs_that_are_whole(folder):
     shutil.copytree(folder / 'vae', folder / 'plain')
     (folder / 'plain' / 'eval.json').unlink(missing_ok=True)
