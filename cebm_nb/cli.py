@@ -61,7 +61,7 @@ def cebm_sample(
         save_figure(plot_images(x), path)
         print(f'{n} samples, values in [{x.min():.2f}, {x.max():.2f}]: {path}')
 
-# %% ../nbs/16_cli.ipynb #562cf481
+# %% ../nbs/16_cli.ipynb #ba95744a
 def parse_labels(
     text: str,  # numbers separated by commas, and perhaps the word all
 ) -> tuple:
@@ -80,6 +80,7 @@ def _print_evaluation(result, parts):
     for sentence in result['skipped']:
         if sentence.split(':')[0] in parts: print(f'\nskipped {sentence}')
 
+# %% ../nbs/16_cli.ipynb #7a1b7044
 @call_parse
 def cebm_eval(
     runs: Param('run folders of cebm_train', str, nargs='+'),
@@ -104,6 +105,7 @@ def cebm_eval(
             _print_evaluation(result, parts)
             print(f'\nWritten: {folder / "eval.json"}')
 
+# %% ../nbs/16_cli.ipynb #d586c837
 @call_parse
 def cebm_report(
     runs: Param('run folders that cebm_eval has been through', str, nargs='+'),
