@@ -6,7 +6,7 @@
 __all__ = ['debian_fashion_mnist', 'data_names', 'check_images', 'ImageSet', 'ImageData', 'random_patches', 'data_folder',
            'load_data']
 
-# %% ../nbs/04_data.ipynb #b5a08ac3
+# %% ../nbs/04_data.ipynb #2fbf3502
 import gzip
 import os
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from urllib.error import URLError
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from PIL import Image, UnidentifiedImageError
 from sklearn.model_selection import train_test_split
 from torch import Tensor
@@ -40,7 +41,7 @@ def check_images(
         raise ValueError(f'images must be in [{low:g}, {high:g}], got [{got.min:g}, {got.max:g}]{advice}')
     return x
 
-# %% ../nbs/04_data.ipynb #b633569e
+# %% ../nbs/04_data.ipynb #d5268d26
 @dataclass
 class ImageSet:
     "Images as bytes, (N, C, H, W) uint8, with labels (N,) int64 in 0, 1, ... or None."
@@ -79,15 +80,6 @@ class ImageSet:
         low, high = value_range
         return self.images[index].to(device).float().mul_((high - low) / 255).add_(low)
 
-    def map(self,
-        function,  # from images (B, C, H, W) to a tensor (B, ...)
-        value_range: tuple = (-1., 1.),  # in which the function wants its images
-        device: str | torch.device | None = None,  # where the function computes
-        batch_size: int = 500,  # images at a time
-    ) -> Tensor:  # (N, ...), without gradients, in main memory
-        "What a function gives for all images, computed in batches."
-        return torch.cat([function(self.serve(slice(i, i + batch_size), value_range, device)).detach().cpu() for i in range(0, len(self), batch_size)])
-
     def subset(self, index: Tensor) -> 'ImageSet':
         "The images and labels at these positions."
         return ImageSet(self.images[index], None if self.labels is None else self.labels[index])
@@ -95,6 +87,17 @@ class ImageSet:
     def to(self, device: str | torch.device) -> 'ImageSet':
         "The same set with its bytes on another device."
         return ImageSet(self.images.to(device), self.labels)
+
+# %% ../nbs/04_data.ipynb #49ec3a00
+@patch
+def map(self: ImageSet,
+    function,  # from images (B, C, H, W) to a tensor (B, ...)
+    value_range: tuple = (-1., 1.),  # in which the function wants its images
+    device: str | torch.device | None = None,  # where the function computes
+    batch_size: int = 500,  # images at a time
+) -> Tensor:  # (N, ...), without gradients, in main memory
+    "What a function gives for all images, computed in batches."
+    return torch.cat([function(self.serve(slice(i, i + batch_size), value_range, device)).detach().cpu() for i in range(0, len(self), batch_size)])
 
 # %% ../nbs/04_data.ipynb #fd22fcb0
 @dataclass
@@ -175,7 +178,7 @@ def _digits_m(root, download):
         return ImageSet.from_array(np.abs(random_patches(len(part), part=name) - digits).astype(np.uint8), part.labels)
     return ImageData('digits-m', blend(mnist.train, 'train'), blend(mnist.test, 'test'), mnist.class_names)
 
-# %% ../nbs/04_data.ipynb #26af212a
+# %% ../nbs/04_data.ipynb #7af6fd7b
 debian_fashion_mnist = Path('/usr/share/datasets/fashion-mnist')
 
 def _read_idx(path: Path) -> np.ndarray:  # the format of MNIST's files, gzipped
@@ -189,6 +192,7 @@ def _debian(folder: Path) -> tuple:
     parts = [ImageSet.from_array(_read_idx(folder / f'{p}-images-idx3-ubyte.gz'), _read_idx(folder / f'{p}-labels-idx1-ubyte.gz')) for p in ('train', 't10k')]
     return tuple(parts)
 
+# %% ../nbs/04_data.ipynb #b63a4234
 def _torchvision(name, root, make, download):
     "Train and test parts made by `make(part, download)`; from the folder if they are there, else, if that is allowed, downloaded."
     try: return tuple(make(part, False) for part in ('train', 'test'))
@@ -201,6 +205,7 @@ def _torchvision(name, root, make, download):
             f"python -c \"from cebm_nb.data import load_data; load_data('{name}', root='data')\", "
             f'copy its folder data here and pass root (--root){hint}') from None
 
+# %% ../nbs/04_data.ipynb #8c6b0287
 def _fashion_mnist(root, download):
     if debian_fashion_mnist.is_dir(): parts = _debian(debian_fashion_mnist)
     else: parts = _mnist_like('fashion-mnist', datasets.FashionMNIST, root, download)

@@ -49,12 +49,12 @@ def make_encoder(
     try: return encoder_classes[kind](in_shape, out_features, **(options or {}))
     except TypeError as error: raise ValueError(f'encoder_options do not fit the encoder {kind!r}: {error}') from None
 
-# %% ../nbs/03_models.ipynb #142e98b2
+# %% ../nbs/03_models.ipynb #815a46a2
 def widen(x: Tensor) -> Tensor:
     "Half precision becomes float32; everything else stays as it is."
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
-
+# %% ../nbs/03_models.ipynb #703fb63c
 class CEBM(nn.Module):
     """A conjugate energy-based model, -E(x, z) = <t(x), eta(z)> + log p(z | lambda), over images x and latents z.
 

@@ -346,7 +346,7 @@ def load_checkpoint(trainer: Trainer, folder: Path):
         trainer.step, trainer.seconds, trainer.rows = int(tensors['step']), record['seconds'], [r for r in record['rows'] if r['step'] <= int(tensors['step'])]
     except (KeyError, RuntimeError) as error: raise ValueError(f'the checkpoint in {folder} is of another run: {str(error).splitlines()[0]}') from None
 
-# %% ../nbs/06_training.ipynb #e3fc350e
+# %% ../nbs/06_training.ipynb #8932b0b6
 @contextmanager
 def _stop_on_signal():
     "Yields a function that says whether Ctrl-C or SIGTERM arrived; the second signal has its usual effect."
@@ -362,6 +362,7 @@ def _stop_on_signal():
     finally:
         for number, handler in previous.items(): signal.signal(number, handler)
 
+# %% ../nbs/06_training.ipynb #b30fff58
 @dataclass
 class Run:
     "A training run: the model, the metrics table, and the folder where all of it lies."
@@ -391,6 +392,7 @@ class Run:
     @property
     def figures(self) -> list: return sorted((self.folder / 'figures').glob('*.png'))
 
+# %% ../nbs/06_training.ipynb #d301c287
 def new_run_folder(
     out: str | Path | None,  # the folder wanted, or None for a free name
     stem: str,  # how a free name begins, below `runs`
@@ -433,7 +435,7 @@ class _Saver:  # everything into the run folder, at an interval and at the end
         write_atomically(self.folder / 'metrics.csv', lambda p: pd.DataFrame(trainer.rows).to_csv(p, index=False))
         if status: write_json(self.folder / 'config.json', self.config | dict(finished=dict(status=status, updates=trainer.step, seconds=round(trainer.seconds, 1))))
 
-# %% ../nbs/06_training.ipynb #b774ec7b
+# %% ../nbs/06_training.ipynb #804b12c0
 def _versions() -> dict: return dict(cebm_nb=__version__, torch=torch.__version__, python=platform.python_version())
 
 def make_budget(
@@ -452,6 +454,7 @@ def make_budget(
     if not 0 < epochs < math.inf: raise ValueError(f'epochs must be positive, got {epochs}')
     return Budget(steps=max(1, round(epochs * steps_per_epoch)))
 
+# %% ../nbs/06_training.ipynb #0282bccf
 def train(
     model: str | nn.Module = 'cebm',  # a name for `create_model`, or a model of yours with an `energy` or a `trainer`
     data: str | ImageData = 'mnist-5k',  # a name for `load_data`, or a data set
@@ -484,6 +487,7 @@ def train(
     write_json(folder / 'config.json', config)
     return _fit(trainer, budget, folder, config, progress, callbacks)
 
+# %% ../nbs/06_training.ipynb #4bff3d24
 def _fit(trainer, budget, folder, config, progress, callbacks=()) -> Run:
     saver, bar = _Saver(folder, config), _Progress(progress)
     with _stop_on_signal() as should_stop:
@@ -498,6 +502,7 @@ def _fit(trainer, budget, folder, config, progress, callbacks=()) -> Run:
     if status == 'interrupted': print(f'Interrupted after {trainer.step} updates; everything is saved in {folder}. Go on with: cebm_train --resume {folder}')
     return Run(folder, trainer.average.eval(), pd.DataFrame(trainer.rows), read_config(folder))
 
+# %% ../nbs/06_training.ipynb #143991b2
 def resume(
     folder: str | Path,  # a run folder with a checkpoint
     root: str | Path | None = None,  # where downloaded data lie
