@@ -110,7 +110,7 @@ def masks(
     lower[:, in_shape[1] // 2:] = False
     return {'lower half': lower, 'random half': torch.rand(1, *in_shape[1:], generator=torch.Generator().manual_seed(seed)) < 0.5}
 
-# %% ../nbs/13_conditional.ipynb #c6c919cb
+# %% ../nbs/13_conditional.ipynb #5fac7765
 def nearest_by_known(
     images: Tensor,  # (B, C, H, W)
     known: Tensor,  # bool, (1, H, W)
@@ -126,11 +126,11 @@ class _Conditioner:  # one run's kernel and energy, applied to batches of images
     def __call__(self, method, steps, *tensors):
         generator = torch.Generator(self.device).manual_seed(self.seed)
         tensors = [t.to(self.device) if isinstance(t, Tensor) else t for t in tensors]
-        with ready_to_sample(self.run, self.device): return method(training_kernel(self.run, steps), *tensors, generator).detach().float().cpu()
+        with ready_to_sample(self.run, self.device) as energy: return method(energy, training_kernel(self.run, steps), *tensors, generator).detach().float().cpu()
 
-    def fill(self, steps, images, known): return self(lambda kernel, *rest: fill_in(self.model.energy, kernel, *rest), steps, images, known)
+    def fill(self, steps, images, known): return self(fill_in, steps, images, known)
 
-    def clean(self, steps, noisy, noise_std): return self(lambda kernel, *rest: denoise(self.model.energy, kernel, *rest), steps, noisy, noise_std)
+    def clean(self, steps, noisy, noise_std): return self(denoise, steps, noisy, noise_std)
 
 def _filling(chains, test, train, training, name, candidates, guesses):
     records, rows, mean = [], {'image': test}, training.mean(0, keepdim=True).expand_as(test)
@@ -154,17 +154,17 @@ def _cleaning(chains, test, train, name, candidates, noise_std, seed):
                for who, method, guess in (('pixel', 'left as it is', noisy), ('pixel', 'total variation', smooth), (name, 'one chain', cleaned))]
     return records, {'image': test, 'noisy': noisy, 'total variation': smooth, name: cleaned}
 
-# %% ../nbs/13_conditional.ipynb #ca93c491
+# %% ../nbs/13_conditional.ipynb #912e561f
 def _latent_pictures(chains, test, training, columns):
     model, several = chains.model, test[:columns]
-    given = lambda kernel, z, start, generator: sample_given_latents(model, kernel, z, start, generator)
+    given = lambda energy, kernel, z, start, generator: sample_given_latents(model, kernel, z, start, generator)
     model.to(chains.device).eval()
     with torch.no_grad(): codes, z = (model.encode(x.to(chains.device)).cpu() for x in (training[:2000], several))
     noise = torch.empty_like(several).uniform_(-1, 1, generator=torch.Generator().manual_seed(chains.seed))
     pictures = {'given_latents': {'image': several, 'from noise, given its z': chains(given, 200, z, noise), 'from itself, given its z': chains(given, 50, z, several)}}
     rows = {}
     for dimension in codes.std(0).argsort(descending=True)[:5].tolist():
-        rows[f'dimension {dimension}'] = chains(lambda kernel, image, to, generator: traverse(model, kernel, image, dimension, to, generator), 100, test[:1], torch.linspace(-8, 8, columns))
+        rows[f'dimension {dimension}'] = chains(lambda energy, kernel, image, to, generator: traverse(model, kernel, image, dimension, to, generator), 100, test[:1], torch.linspace(-8, 8, columns))
     return pictures | {'traversals': rows}
 
 def conditional_records(

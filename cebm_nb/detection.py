@@ -6,7 +6,7 @@
 __all__ = ['gradient_norms', 'density_scores', 'typicality', 'stranger_names', 'real_strangers', 'outlier_sets',
            'detection_figures', 'detection_record', 'detection_scores', 'detection_records']
 
-# %% ../nbs/11_detection.ipynb #3bd2db69
+# %% ../nbs/11_detection.ipynb #bf42fb20
 from pathlib import Path
 from typing import Callable
 
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from .data import ImageData, ImageSet, load_data, random_patches
 from .models import Pixel
 from .representation import encode_images, nearest_neighbours
-from .sgld import frozen, pick_device
+from .sgld import FrozenEnergy, frozen, pick_device
 
-# %% ../nbs/11_detection.ipynb #0e0a28b2
+# %% ../nbs/11_detection.ipynb #ff6cc185
 def gradient_norms(
     energy: Callable,  # from (B, ...) to (B,), differentiable
     x: Tensor,  # (B, ...)
@@ -36,7 +36,7 @@ def density_scores(
     generator: torch.Generator | None = None,  # where those draws come from
 ) -> dict:  # names to functions from images (B, C, H, W) to scores (B,); none for models without a density
     "The scores that come from a model's own density, the higher the more likely."
-    if hasattr(model, 'energy'): return {'energy': lambda x: -model.energy(x), 'gradient norm': lambda x: -gradient_norms(model.energy, x)}
+    if hasattr(model, 'energy'): return {'energy': lambda x: -model.energy(x), 'gradient norm': lambda x: -gradient_norms(FrozenEnergy(model, 'float32'), x)}
     if hasattr(model, 'importance_bound'): return {'likelihood': lambda x: model.importance_bound(x, samples, generator)}
     return {}
 

@@ -54,7 +54,7 @@ def widen(x: Tensor) -> Tensor:
     "Half precision becomes float32; everything else stays as it is."
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
-# %% ../nbs/03_models.ipynb #703fb63c
+# %% ../nbs/03_models.ipynb #9d6b47ae
 class CEBM(nn.Module):
     """A conjugate energy-based model, -E(x, z) = <t(x), eta(z)> + log p(z | lambda), over images x and latents z.
 
@@ -74,12 +74,18 @@ class CEBM(nn.Module):
 
     def suff_stats(self, x: Tensor) -> Tensor:
         "Neural sufficient statistics t(x), natural parameters: (B, *in_shape) -> (B, *family.natural_shape)."
-        free = widen(self.encoder(x))
-        return self.prior.family.to_natural(free.unflatten(1, self.prior.family.natural_shape))
+        return self._suff_stats_of(self.encoder(x))
+
+    def _suff_stats_of(self, features: Tensor) -> Tensor:
+        return self.prior.family.to_natural(widen(features).unflatten(1, self.prior.family.natural_shape))
 
     def energy(self, x: Tensor) -> Tensor:
         "Marginal energy E(x) = -log p(x) up to a constant: (B, *in_shape) -> (B,)."
-        return self.prior.energy(self.suff_stats(x))
+        return self.energy_of(self.encoder(x))
+
+    def energy_of(self, features: Tensor) -> Tensor:
+        "The same from what the encoder makes of x: (B, n) -> (B,)."
+        return self.prior.energy(self._suff_stats_of(features))
 
     def posterior(self, x: Tensor) -> Distribution:
         "The exact posterior p(z | x), batch shape (B,), a `torch.distributions` object."
@@ -120,7 +126,7 @@ class CEBM(nn.Module):
         network = make_encoder(in_shape, math.prod(family.natural_shape), encoder, encoder_options)
         return cls(network, MixturePrior.random(family, components, learn=learn_prior) if name == 'gmm-cebm' else Prior(family, learn=learn_prior))
 
-# %% ../nbs/03_models.ipynb #68a174cf
+# %% ../nbs/03_models.ipynb #968ed222
 class IGEBM(nn.Module):
     """An energy-based model with a scalar energy and no latent variable, for images (B, C, H, W) in [-1, 1].
 
@@ -143,7 +149,11 @@ class IGEBM(nn.Module):
 
     def energy(self, x: Tensor) -> Tensor:
         "E(x) = -log p(x) up to a constant: (B, *in_shape) -> (B,)."
-        return (self.encode(x) * self.last.weight[0]).sum(-1) + self.last.bias
+        return self.energy_of(self.encoder(x))
+
+    def energy_of(self, features: Tensor) -> Tensor:
+        "The same from what the encoder makes of x: (B, n) -> (B,)."
+        return (widen(self.head(features)) * self.last.weight[0]).sum(-1) + self.last.bias
 
     @classmethod
     def create(cls,

@@ -8,7 +8,7 @@ __all__ = ['start_of_chains', 'to_symmetric', 'generated_images', 'training_kern
            'FeatureNet', 'features_of', 'train_features', 'inception_file', 'InceptionFeatures', 'inception_features',
            'real_halves', 'distances', 'distance_records']
 
-# %% ../nbs/12_samples.ipynb #7bb4dfcb
+# %% ../nbs/12_samples.ipynb #68121a5f
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from .data import ImageData
 from .encoders import ConvEncoder
 from .models import check_name
-from .sgld import SGLD, ReplayBuffer, frozen, mixed_precision, pick_device
+from .sgld import SGLD, FrozenEnergy, ReplayBuffer, frozen, mixed_precision, pick_device
 from .training import Run
 
 # %% ../nbs/12_samples.ipynb #bbcbc25b
@@ -62,7 +62,7 @@ def generated_images(
     "Draws of a model that has a generator."
     return to_symmetric(model.to(device).eval().sample(n, torch.Generator(device).manual_seed(seed)).cpu(), model.value_range)
 
-# %% ../nbs/12_samples.ipynb #243375f1
+# %% ../nbs/12_samples.ipynb #1390a0cf
 def training_kernel(
     run: Run,  # a trained run of an energy-based model
     steps: int,  # how many of its steps
@@ -76,11 +76,11 @@ def ready_to_sample(
     run: Run,  # a trained run of an energy-based model
     device: torch.device,  # where to compute
 ):
-    "The model on the device, in evaluation mode, with frozen weights and in the precision of its training, inside this block."
-    model = run.model.to(device).eval()
-    with frozen(model), mixed_precision(device, run.config['precision']): yield model
+    "The energy of the model, which inside this block is on the device, in evaluation mode, with frozen weights and in the precision of its training."
+    model, precision = run.model.to(device).eval(), run.config['precision']
+    with frozen(model), mixed_precision(device, precision): yield FrozenEnergy(model, precision)
 
-# %% ../nbs/12_samples.ipynb #2f54d684
+# %% ../nbs/12_samples.ipynb #297f03a5
 def sample_images(
     run: Run,  # a trained run
     n: int = 64,  # how many images
@@ -97,7 +97,7 @@ def sample_images(
         return generated_images(run.model, n, seed, device)
     kernel = training_kernel(run, 500 if steps is None else steps)
     x = start_of_chains(run, n, start or 'buffer', torch.Generator().manual_seed(seed))
-    with ready_to_sample(run, device) as model: return kernel.sample(model.energy, x.to(device), torch.Generator(device).manual_seed(seed)).cpu()
+    with ready_to_sample(run, device) as energy: return kernel.sample(energy, x.to(device), torch.Generator(device).manual_seed(seed)).cpu()
 
 # %% ../nbs/12_samples.ipynb #5e56a6c5
 def follow_chains(
@@ -117,7 +117,7 @@ def follow_chains(
         images.append(x.detach().cpu())
     return images, torch.stack(energies, 1).numpy()
 
-# %% ../nbs/12_samples.ipynb #11596c1b
+# %% ../nbs/12_samples.ipynb #79b0cbf3
 @dataclass
 class ChainPaths:
     "Chains of a model from several starts, looked at on their way."
@@ -140,8 +140,8 @@ def chain_paths(
     except FileNotFoundError: pass
     paths = ChainPaths(list(range(0, steps + 1, every)), {}, {})
     for i, (start, x) in enumerate(starts.items()):
-        with ready_to_sample(run, device) as model:
-            paths.images[start], paths.energies[start] = follow_chains(model.energy, training_kernel(run, 1), x.to(device), paths.marks, torch.Generator(device).manual_seed(seed + 1 + i))
+        with ready_to_sample(run, device) as energy:
+            paths.images[start], paths.energies[start] = follow_chains(energy, training_kernel(run, 1), x.to(device), paths.marks, torch.Generator(device).manual_seed(seed + 1 + i))
     return paths
 
 # %% ../nbs/12_samples.ipynb #5338af99

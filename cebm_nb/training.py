@@ -7,7 +7,7 @@ __all__ = ['energy_presets', 'contrastive_loss', 'check_numbers', 'Settings', 'E
            'learning_rate_factor', 'DivergenceError', 'Trainer', 'EnergyTrainer', 'trainer_class', 'get_settings',
            'save_checkpoint', 'load_checkpoint', 'Run', 'new_run_folder', 'make_budget', 'train', 'resume']
 
-# %% ../nbs/06_training.ipynb #5f0d2043
+# %% ../nbs/06_training.ipynb #23513ebf
 import copy
 import json
 import math
@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 from . import __version__
 from .data import ImageData, load_data
 from .models import check_name, create_model, load_model, model_class, model_names, read_config, save_weights, write_atomically, write_json
-from .sgld import SGLD, ReplayBuffer, frozen, mixed_precision, pick_device
+from .sgld import SGLD, FrozenEnergy, ReplayBuffer, frozen, mixed_precision, pick_device
 
 # %% ../nbs/06_training.ipynb #3a91f8f6
 def contrastive_loss(
@@ -140,7 +140,7 @@ def learning_rate_factor(
     warm = min(1., (step + 1) / settings.warmup) if settings.warmup else 1.
     return warm * (0.02 + 0.98 * (1 + math.cos(math.pi * min(used, 1.))) / 2 if settings.cosine else 1.)
 
-# %% ../nbs/06_training.ipynb #4a2c975e
+# %% ../nbs/06_training.ipynb #842bbdeb
 class DivergenceError(RuntimeError):
     "Training produced values that are not finite."
 
@@ -161,7 +161,7 @@ class Trainer:
             raise ValueError(f'batch_size must not be larger than the training set, got {settings.batch_size} for {len(data.train)} images')
         if tuple(model.in_shape) != data.in_shape: raise ValueError(f'the model is for images of shape {tuple(model.in_shape)}, the data have {data.in_shape}')
         self.device, self.settings, self.seed = pick_device(device), settings, seed
-        self.half = lambda: mixed_precision(self.device, precision)
+        self.precision, self.half = precision, lambda: mixed_precision(self.device, precision)
         self.half()  # an unknown precision is told here
         self.model, self.images = model.to(self.device).train(), data.train.to(self.device)
         self.average = copy.deepcopy(model) if settings.average else model
@@ -255,7 +255,7 @@ def fit(self: Trainer,
         for callback in callbacks: callback(self, min(budget.used(self.step, self.seconds), 1.))
     self.refresh_average()
 
-# %% ../nbs/06_training.ipynb #12a0556b
+# %% ../nbs/06_training.ipynb #1a76ff3e
 class EnergyTrainer(Trainer):
     "Maximum marginal likelihood training of a model with an `energy`, by contrast with chains from a replay buffer."
     presets = energy_presets
@@ -283,7 +283,7 @@ class EnergyTrainer(Trainer):
         "Move some chains, then the weights: data down, samples up."
         s = self.settings
         index, chains = self.buffer.draw(s.batch_size, self.generator)
-        with frozen(self.model), self.half(): samples = s.sgld.sample(self.model.energy, chains, self.generator)
+        samples = s.sgld.sample(FrozenEnergy(self.model, self.precision), chains, self.generator)
         with self.half(): energy_data, energy_samples = self.model.energy(torch.cat([x, samples])).chunk(2)
         loss, gap, waiting = contrastive_loss(energy_data, energy_samples, s.energy_penalty, math.inf if s.max_gap is None else s.max_gap)
         norm = self.descend(loss, used)
