@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['growths', 'bench_parts', 'take_turns', 'matmul', 'step_operations', 'PlainEnergy', 'plain_sample', 'torchebm_sampler',
-           'bench_step', 'plain_update', 'bench_update', 'bench_encode', 'step_memory', 'bench_growth', 'plot_growth',
-           'step_table', 'run_bench']
+           'bench_step', 'plain_update', 'bench_update', 'bench_encode', 'step_memory', 'bench_growth', 'machine',
+           'plot_growth', 'step_table', 'run_bench']
 
-# %% ../nbs/16_bench.ipynb #ad4720ff
+# %% ../nbs/16_bench.ipynb #e6f33efa
 import json
 import math
-import multiprocessing
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -48,7 +48,7 @@ def take_turns(
             done(); seconds[name].append(time.perf_counter() - begin)
     return {name: statistics.median(taken[2:]) for name, taken in seconds.items()}
 
-# %% ../nbs/16_bench.ipynb #cd591964
+# %% ../nbs/16_bench.ipynb #98645164
 def matmul(
     dtype: torch.dtype,  # of the matrices
     device: torch.device = torch.device('cpu'),  # where they are
@@ -64,8 +64,7 @@ def step_operations(
 ) -> int:
     "Floating-point operations of the energies of x and of their gradient with respect to x, a multiplication and an addition counted as two."
     with FlopCounterMode(display=False) as counter, frozen(model):
-        x = x.detach().requires_grad_()
-        torch.autograd.grad(model.energy(x).sum(), x)
+        model.energy(x.detach().requires_grad_()).sum().backward()
     return counter.get_total_flops()
 
 # %% ../nbs/16_bench.ipynb #7a71d02e
@@ -171,27 +170,24 @@ def bench_encode(images: int = 1000, repeats: int = 10, device: str = 'auto') ->
                                   float32=lambda: encode('float32'), bfloat16=lambda: encode('bfloat16')), repeats, device)
     return dict(images=images) | {k: 1000 * s for k, s in seconds.items()}
 
-# %% ../nbs/16_bench.ipynb #8c48f008
-def _memory_of(batch, queue):  # runs in a process of its own
-    import resource
-    model, x = create_model('cebm', (1, 28, 28)), _noise_images(batch, (1, 28, 28))
-    energy, kernel = FrozenEnergy(model), SGLD(steps=3)
-    kernel.sample(energy, x[:1])
-    def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024) / 2**20
-    before = peak()
-    kernel.sample(energy, x)
-    queue.put(peak() - before)
+# %% ../nbs/16_bench.ipynb #4e320e55
+_memory_script = """
+import resource, sys
+from cebm_nb.bench import _noise_images, create_model, FrozenEnergy, SGLD
+model, x = create_model('cebm', (1, 28, 28)), _noise_images(int(sys.argv[1]), (1, 28, 28))
+energy, kernel = FrozenEnergy(model), SGLD(steps=3)
+kernel.sample(energy, x[:1])
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024) / 2**20
+before = peak()
+kernel.sample(energy, x)
+print(peak() - before)
+"""
 
 def step_memory(
     batch: int,  # images at a time
 ) -> float:  # MiB
     "Peak memory that a few Langevin steps add to a fresh process on a CPU."
-    spawn = multiprocessing.get_context('spawn')
-    queue = spawn.Queue()
-    process = spawn.Process(target=_memory_of, args=(batch, queue))
-    process.start()
-    try: return queue.get(timeout=300)
-    finally: process.join()
+    return float(subprocess.run([sys.executable, '-c', _memory_script, str(batch)], check=True, capture_output=True, text=True, timeout=300).stdout)
 
 growths = dict(batch=(25, 50, 100, 200, 400, 800), size=(16, 28, 32, 48, 64), width=(1, 2, 4), steps=(1, 5, 20, 60))
 
@@ -211,6 +207,13 @@ def bench_growth(
         if what == 'batch' and memory and pick_device(device).type == 'cpu': record['memory MiB'] = step_memory(value)
         records.append(record)
     return records
+
+# %% ../nbs/16_bench.ipynb #a5d8fba4
+def machine() -> str:
+    "The processor, its cores, and the GPU if there is one, in words."
+    try: model = next(line.split(':')[1].strip() for line in Path('/proc/cpuinfo').read_text().splitlines() if line.startswith('model name'))
+    except (OSError, StopIteration): model = platform.processor() or platform.machine()
+    return ', '.join([model, f'{torch.get_num_threads()} threads', f'torch {torch.__version__}', *([torch.cuda.get_device_name()] if torch.cuda.is_available() else [])])
 
 # %% ../nbs/16_bench.ipynb #ba111a1d
 def plot_growth(

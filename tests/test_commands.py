@@ -152,6 +152,8 @@ def test_every_model_trains_evaluates_samples_and_resumes(folder, model):
     ('cebm_eval', 'run nowhere', 'no run folder'),
     ('cebm_report', 'nowhere', 'no run folder'),
     ('cebm_sample', 'run --n 0', 'at least 1'),
+    ('cebm_bench', '--only stepp', "did you mean 'step'"),
+    ('cebm_bench', '--repeats 0', 'at least 1'),
     ('cebm_sample', 'run --n 100000', 'at most'),
     ('cebm_sample', 'run --start here', 'unknown start'),
     ('cebm_sample', 'run --out picture.jpg', '.png'),
@@ -177,7 +179,7 @@ def test_divergence_keeps_what_was_healthy(folder):
     assert status == 2 and 'not finite' in err and len(err.splitlines()) == 1
 
 
-@pytest.mark.parametrize('command', ['cebm_train', 'cebm_eval', 'cebm_sample', 'cebm_report'])
+@pytest.mark.parametrize('command', ['cebm_train', 'cebm_eval', 'cebm_sample', 'cebm_report', 'cebm_bench'])
 def test_help_explains_every_option(command, tmp_path):
     status, out, _ = call(tmp_path, command, '--help')
     assert status == 0 and 'usage' in out

@@ -1,0 +1,116 @@
+"""The fast Langevin path against the plain one, and what it must not do."""
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cebm_nb.bench import PlainEnergy, bench_growth, growths, plain_sample, step_memory, step_operations, step_table
+from cebm_nb.conditional import fill_in
+from cebm_nb.models import create_model
+from cebm_nb.sgld import SGLD, FrozenEnergy
+
+shapes = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (1, 17, 23)]
+
+
+def images(n, shape, seed=0): return torch.rand(n, *shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def plain_chain(energy, x, kernel, seed):  # the formula, a line a step
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(kernel.steps):
+        x = x.detach().requires_grad_()
+        x = x - kernel.step_size / 2 * torch.autograd.grad(energy(x).sum(), x)[0] + kernel.noise_std * torch.empty_like(x).normal_(generator=generator)
+    return x.detach()
+
+
+@pytest.mark.parametrize('shape', shapes)
+@pytest.mark.parametrize('name', ['cebm', 'gmm-cebm', 'igebm'])
+def test_twenty_steps_are_those_of_the_plain_loop(name, shape):
+    model, kernel, x = create_model(name, shape, latent_dim=32), SGLD(steps=20), images(6, shape)
+    with torch.no_grad(): model.encoder.net[-1].weight.mul_(10)  # gradients of the size that training gives
+    fast, plain = kernel.sample(FrozenEnergy(model, 'float32'), x, torch.Generator().manual_seed(3)), plain_chain(model.energy, x, kernel, 3)
+    assert (plain - x).norm() > 0.1
+    assert (fast - plain).norm() < 1e-4 * (plain - x).norm()
+
+
+@pytest.mark.parametrize('options', [dict(encoder='residual'), dict(encoder='mlp'), dict(encoder_options=dict(activation='relu')), dict(encoder_options=dict(hidden=(32,))), dict(learn_prior=True)])
+def test_other_networks_too(options):
+    model, x = create_model('gmm-cebm', (1, 12, 12), latent_dim=8, **options), images(5, (1, 12, 12))
+    ours = FrozenEnergy(model, 'float32').value_and_gradient(x)
+    y = x.clone().requires_grad_()
+    energy = model.energy(y)
+    gradient, = torch.autograd.grad(energy.sum(), y)
+    assert torch.allclose(ours[0], energy.detach(), atol=1e-5) and torch.allclose(ours[1], gradient, rtol=1e-4, atol=1e-6)
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+def test_double_precision_stays_double():
+    model, x = create_model('cebm', (1, 12, 12), latent_dim=8).double(), images(5, (1, 12, 12)).double()
+    y = x.clone().requires_grad_()
+    gradient, = torch.autograd.grad(model.energy(y).sum(), y)
+    energy, ours = FrozenEnergy(model).value_and_gradient(x)
+    assert ours.dtype == energy.dtype == torch.float64 and torch.allclose(ours, gradient, rtol=1e-10)
+
+
+def test_weights_are_those_of_the_moment_and_gradients_leave_them_alone():
+    model, x = create_model('igebm', (1, 12, 12)), images(4, (1, 12, 12))
+    energy = FrozenEnergy(model, 'float32')
+    before = energy(x)
+    with torch.no_grad(): model.encoder.net[0].weight.add_(1.)
+    assert torch.equal(energy(x), before) and not torch.equal(FrozenEnergy(model, 'float32')(x), before)
+    assert not energy(x).requires_grad and all(p.grad is None for p in model.parameters())
+
+
+def test_pieces_of_a_batch_give_the_batch():
+    model, x = create_model('cebm', (1, 28, 28)), images(50, (1, 28, 28))
+    whole, pieces = FrozenEnergy(model, 'float32'), FrozenEnergy(model, 'float32')
+    value, gradient = whole.value_and_gradient(x)
+    pieces.piece = 7
+    assert torch.allclose(pieces(x), value, atol=1e-5) and torch.allclose(pieces.value_and_gradient(x)[1], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_it_serves_inside_another_energy():
+    model, x, known = create_model('cebm', (1, 12, 12)), images(4, (1, 12, 12)), torch.zeros(1, 12, 12, dtype=torch.bool)
+    known[:, :6] = True
+    fast, plain = (fill_in(energy, SGLD(steps=5), x, known, torch.Generator().manual_seed(0)) for energy in (FrozenEnergy(model, 'float32'), model.energy))
+    assert torch.equal(fast[..., :6, :], x[..., :6, :]) and torch.allclose(fast, plain, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['cebm', 'gmm-cebm', 'igebm'])
+def test_bfloat16_energies_are_within_a_per_cent(name):
+    model, x = create_model(name, (1, 28, 28)), images(40, (1, 28, 28))
+    with torch.no_grad(): model.encoder.net[-1].weight.mul_(10)
+    exact, half = FrozenEnergy(model, 'float32')(x), FrozenEnergy(model, 'bfloat16')(x)
+    assert half.dtype == torch.float32 and ((half - exact).abs() / exact.abs()).max() < 0.01
+
+
+def test_wrong_shapes_are_told():
+    with pytest.raises(ValueError, match=r'must have the shape \(B, 1, 28, 28\), got \(2, 3, 28, 28\)'): FrozenEnergy(create_model('cebm', (1, 28, 28)))(torch.zeros(2, 3, 28, 28))
+
+
+def test_the_benchmark_measures_the_same_chain():
+    model, x = create_model('cebm', (1, 28, 28)), images(10, (1, 28, 28))
+    kernel = SGLD(noise_std=1e-12, steps=5)
+    assert torch.allclose(plain_sample(PlainEnergy(model), kernel, x), kernel.sample(FrozenEnergy(model, 'float32'), x), atol=1e-5)
+    assert step_operations(model, x) == 10 * step_operations(model, x[:1])
+
+
+def test_growth_and_memory(monkeypatch):
+    monkeypatch.setitem(growths, 'batch', (10, 20))
+    records = bench_growth('batch', repeats=1, memory=False)
+    assert [r['batch'] for r in records] == [10, 20] and records[1]['gflop'] == pytest.approx(2 * records[0]['gflop'])
+    small, large = step_memory(100), step_memory(800)
+    assert large < 8 * small + 50  # MiB: at most in proportion
+
+
+def test_bench_command(tmp_path):
+    done = subprocess.run([Path(sys.executable).parent / 'cebm_bench', '--only', 'step', '--repeats', '1', '--out', 'times'], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / 'times' / 'bench.json').read_text())['step']
+    assert set(record) >= {'plain', 'float32', 'bfloat16', 'matmul float32', 'matmul bfloat16'}
+    table = step_table(record)
+    assert table.loc['plain', 'against plain'] == 1. and 'torchebm' in done.stdout
+    assert table.loc['bfloat16', 'GFLOP/s'] == pytest.approx(1000 * record['gflop'] / record['bfloat16'], abs=1)
