@@ -177,7 +177,7 @@ def keep_memory(
     except (AttributeError, OSError, TypeError): return False
     return bool(tell(-3, 32 * 2**20) and tell(-1, most))  # M_MMAP_THRESHOLD, at its largest, and M_TRIM_THRESHOLD
 
-# %% ../nbs/05_sgld.ipynb #b87b1f72
+# %% ../nbs/05_sgld.ipynb #96725e73
 class _WithGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, energy):
@@ -202,7 +202,7 @@ class FrozenEnergy:
         model: nn.Module,  # with `energy`; fast where it has `energy_of` and an encoder of convolutions, linear layers and SiLU
         precision: str = 'auto',  # 'auto', 'float32' or 'bfloat16'
     ):
-        weights = next(model.parameters())
+        weights = next(model.parameters(), torch.zeros(()))  # a model may have none
         self.model, self.device = model, weights.device
         self.dtype = torch.float64 if weights.dtype == torch.float64 else pick_dtype(self.device, precision)
         self.layers = _layers(model, self.dtype)

@@ -87,6 +87,14 @@ def test_bfloat16_energies_are_within_a_per_cent(name):
     assert half.dtype == torch.float32 and ((half - exact).abs() / exact.abs()).max() < 0.01
 
 
+def test_a_model_without_weights():
+    class Bowl(torch.nn.Module):
+        def energy(self, x): return x.square().flatten(1).sum(1)
+    x = images(3, (1, 8, 8))
+    energy, gradient = FrozenEnergy(Bowl(), 'float32').value_and_gradient(x)
+    assert torch.allclose(energy, x.square().sum((1, 2, 3))) and torch.allclose(gradient, 2 * x)
+
+
 def test_wrong_shapes_are_told():
     with pytest.raises(ValueError, match=r'must have the shape \(B, 1, 28, 28\), got \(2, 3, 28, 28\)'): FrozenEnergy(create_model('cebm', (1, 28, 28)))(torch.zeros(2, 3, 28, 28))
 
