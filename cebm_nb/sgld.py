@@ -213,12 +213,11 @@ class FrozenEnergy:
         if torch.is_grad_enabled() and x.requires_grad: return _WithGradient.apply(x, self)
         with torch.no_grad(): return torch.cat([self._head(self._forward(part)) for part in self._pieces(x)])
 
-# %% ../nbs/05_sgld.ipynb #3e1a4b3b
+# %% ../nbs/05_sgld.ipynb #aa76b534
 @patch
 def _forward(self: FrozenEnergy, x, inputs=None):  # the encoder's outputs, in its precision; inputs of layers go into the list
     if self.layers is None:
         with torch.autocast(self.device.type, torch.bfloat16, self.dtype == torch.bfloat16): return self.model.energy(x)
-    if x.shape[1:] != self.model.in_shape: raise ValueError(f'images must have the shape (B, {", ".join(map(str, self.model.in_shape))}), got {tuple(x.shape)}')
     h = x.to(self.dtype, memory_format=torch.channels_last) if x.dim() == 4 else x.to(self.dtype)
     for layer in self.layers:
         if inputs is not None: inputs.append(h)
@@ -230,6 +229,7 @@ def _head(self: FrozenEnergy, features): return features if self.layers is None 
 
 @patch
 def _pieces(self: FrozenEnergy, x) -> tuple:
+    if self.layers is not None and x.shape[1:] != self.model.in_shape: raise ValueError(f'images must have the shape (B, {", ".join(map(str, self.model.in_shape))}), got {tuple(x.shape)}')
     if self.device.type != 'cpu' or not len(x): return x,
     if self.piece is None:
         inputs = []
