@@ -170,24 +170,27 @@ def bench_encode(images: int = 1000, repeats: int = 10, device: str = 'auto') ->
                                   float32=lambda: encode('float32'), bfloat16=lambda: encode('bfloat16')), repeats, device)
     return dict(images=images) | {k: 1000 * s for k, s in seconds.items()}
 
-# %% ../nbs/16_bench.ipynb #4e320e55
+# %% ../nbs/16_bench.ipynb #87927bd5
 _memory_script = """
-import resource, sys
+import sys
+from pathlib import Path
 from cebm_nb.bench import _noise_images, create_model, FrozenEnergy, SGLD
-model, x = create_model('cebm', (1, 28, 28)), _noise_images(int(sys.argv[1]), (1, 28, 28))
-energy, kernel = FrozenEnergy(model), SGLD(steps=3)
+def mebibytes(what): return int(next(l for l in Path('/proc/self/status').read_text().splitlines() if l.startswith(what)).split()[1]) / 1024
+energy, kernel, x = FrozenEnergy(create_model('cebm', (1, 28, 28))), SGLD(steps=3), _noise_images(int(sys.argv[1]), (1, 28, 28))
 kernel.sample(energy, x[:1])
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024) / 2**20
-before = peak()
+before = mebibytes('VmRSS')
+Path('/proc/self/clear_refs').write_text('5')  # forget the highest so far, which was at the imports
 kernel.sample(energy, x)
-print(peak() - before)
+print(mebibytes('VmHWM') - before)
 """
 
 def step_memory(
     batch: int,  # images at a time
-) -> float:  # MiB
-    "Peak memory that a few Langevin steps add to a fresh process on a CPU."
-    return float(subprocess.run([sys.executable, '-c', _memory_script, str(batch)], check=True, capture_output=True, text=True, timeout=300).stdout)
+) -> float:  # MiB; not-a-number where the system does not tell
+    "Peak memory that a few Langevin steps on a CPU add to a fresh process, on Linux."
+    if not Path('/proc/self/clear_refs').exists(): return math.nan
+    done = subprocess.run([sys.executable, '-c', _memory_script, str(batch)], capture_output=True, text=True, timeout=300)
+    return float(done.stdout) if done.returncode == 0 else math.nan
 
 growths = dict(batch=(25, 50, 100, 200, 400, 800), size=(16, 28, 32, 48, 64), width=(1, 2, 4), steps=(1, 5, 20, 60))
 
@@ -204,7 +207,7 @@ def bench_growth(
         size = dict(shape=(1, value, value)) if what == 'size' else {what: value}
         record = bench_step(**dict(batch=100 if what != 'width' else 50, steps=3) | size, repeats=repeats, device=device, only=('plain', 'float32', 'bfloat16', 'matmul bfloat16'))
         for name in ('plain', 'float32', 'bfloat16'): record[name] *= 100 / record['batch']
-        if what == 'batch' and memory and pick_device(device).type == 'cpu': record['memory MiB'] = step_memory(value)
+        if what == 'batch' and memory and pick_device(device).type == 'cpu' and not math.isnan(added := step_memory(value)): record['memory MiB'] = added
         records.append(record)
     return records
 

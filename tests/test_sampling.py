@@ -1,5 +1,6 @@
 """The fast Langevin path against the plain one, and what it must not do."""
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -111,7 +112,7 @@ def test_growth_and_memory(monkeypatch):
     records = bench_growth('batch', repeats=1, memory=False)
     assert [r['batch'] for r in records] == [10, 20] and records[1]['gflop'] == pytest.approx(2 * records[0]['gflop'])
     small, large = step_memory(100), step_memory(800)
-    assert large < 8 * small + 50  # MiB: at most in proportion
+    if not math.isnan(small): assert 5 < small and 10 < large < 8 * small + 50  # MiB: at most in proportion
 
 
 def test_bench_command(tmp_path):
