@@ -49,9 +49,7 @@ class PairDiscriminator(nn.Module):
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         return widen(self.pair(torch.cat([self.image(x), self.latent(z)], 1)))[:, 0]
 
-# %% ../nbs/08_bigan.ipynb #7e6a8400
-generators = dict(wide=dict(channels=(128, 64), strides=(1, 2, 2)), original=dict(channels=(64, 64, 32, 32), strides=(1, 2, 2, 2, 2)))
-
+# %% ../nbs/08_bigan.ipynb #af595528
 class BiGAN(nn.Module):
     """A bidirectional adversarial network for images (B, C, H, W) in [-1, 1] and latents (B, D). With a `MixturePrior` it is a GMM-BiGAN.
 
@@ -89,21 +87,24 @@ class BiGAN(nn.Module):
         "p(component k | E(x)): (B, *in_shape) -> (B, K), rows that sum to 1."
         return self.prior.components_of(self.prior.family.suff_stats(self.encode(x)))
 
-    @classmethod
-    def create(cls,
-        name: str,  # 'bigan' or 'gmm-bigan'
-        in_shape: tuple,  # (channels, height, width)
-        latent_dim: int = 128,  # number of latent dimensions D
-        components: int = 20,  # number of mixture components K, for 'gmm-bigan'
-        generator: str = 'wide',  # one of `generators`
-    ) -> 'BiGAN':
-        "What `create_model` makes of the name; raises ValueError on inputs that are not images."
-        if len(in_shape) != 3: raise ValueError(f'{name} is for images (channels, height, width), got in_shape {tuple(in_shape)}')
-        family = Gaussian(latent_dim)
-        layers = generators[check_name('generator', generator, list(generators))]
-        encoder = ConvEncoder(in_shape, latent_dim, channels=(64, 64, 32, 32), hidden=(128,), activation='leaky', batch_norm=True, normalise_output=True)
-        prior = MixturePrior.random(family, components) if name == 'gmm-bigan' else Prior(family)
-        return cls(encoder, ConvDecoder(latent_dim, in_shape, batch_norm=True, **layers), PairDiscriminator(in_shape, latent_dim), prior)
+# %% ../nbs/08_bigan.ipynb #270d1013
+generators = dict(wide=dict(channels=(128, 64), strides=(1, 2, 2)), original=dict(channels=(64, 64, 32, 32), strides=(1, 2, 2, 2, 2)))
+
+@patch(cls_method=True)
+def create(cls: BiGAN,
+    name: str,  # 'bigan' or 'gmm-bigan'
+    in_shape: tuple,  # (channels, height, width)
+    latent_dim: int = 128,  # number of latent dimensions D
+    components: int = 20,  # number of mixture components K, for 'gmm-bigan'
+    generator: str = 'wide',  # one of `generators`
+) -> BiGAN:
+    "What `create_model` makes of the name; raises ValueError on inputs that are not images."
+    if len(in_shape) != 3: raise ValueError(f'{name} is for images (channels, height, width), got in_shape {tuple(in_shape)}')
+    family = Gaussian(latent_dim)
+    layers = generators[check_name('generator', generator, list(generators))]
+    encoder = ConvEncoder(in_shape, latent_dim, channels=(64, 64, 32, 32), hidden=(128,), activation='leaky', batch_norm=True, normalise_output=True)
+    prior = MixturePrior.random(family, components) if name == 'gmm-bigan' else Prior(family)
+    return cls(encoder, ConvDecoder(latent_dim, in_shape, batch_norm=True, **layers), PairDiscriminator(in_shape, latent_dim), prior)
 
 # %% ../nbs/08_bigan.ipynb #4cb2d87e
 @dataclass(frozen=True)

@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['Prior', 'MixturePrior']
 
-# %% ../nbs/01_conjugacy.ipynb #510ab509
+# %% ../nbs/01_conjugacy.ipynb #d78e201d
 import math
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, MixtureSameFamily
 
 from .families import ExponentialFamily, Gaussian
 
-# %% ../nbs/01_conjugacy.ipynb #30494070
+# %% ../nbs/01_conjugacy.ipynb #42b0f8c5
 class Prior(nn.Module):
     """The bias p(z | lambda) of a conjugate energy-based model, and everything that follows from adding t(x) to it.
 
@@ -48,31 +49,39 @@ class Prior(nn.Module):
         "The prior over z as a `torch.distributions` object."
         return self.family.distribution(self.natural)
 
-    def energy(self, t: Tensor) -> Tensor:
-        "Marginal energy E(x) = A(lambda) - A(lambda + t(x)): -> (B,)."
-        return self.family.log_normalizer(self.natural) - self.family.log_normalizer(self.natural + t)
+# %% ../nbs/01_conjugacy.ipynb #c8630abd
+@patch
+def energy(self: Prior, t: Tensor) -> Tensor:
+    "Marginal energy E(x) = A(lambda) - A(lambda + t(x)): -> (B,)."
+    return self.family.log_normalizer(self.natural) - self.family.log_normalizer(self.natural + t)
 
-    def posterior(self, t: Tensor) -> Distribution:
-        "The exact posterior p(z | x) = p(z | lambda + t(x)), batch shape (B,)."
-        return self.family.distribution(self.natural + t)
+@patch
+def posterior(self: Prior, t: Tensor) -> Distribution:
+    "The exact posterior p(z | x) = p(z | lambda + t(x)), batch shape (B,)."
+    return self.family.distribution(self.natural + t)
 
-    def responsibilities(self, t: Tensor) -> Tensor:
-        "Probability of each component given x; there is one component here: -> (B, 1)."
-        return torch.ones_like(self.energy(t))[..., None]
+@patch
+def encode(self: Prior, t: Tensor) -> Tensor:
+    "The posterior mean, the representation of an image: -> (B, dim)."
+    return self.posterior(t).mean
 
-    def encode(self, t: Tensor) -> Tensor:
-        "The posterior mean, the representation of an image: -> (B, dim)."
-        return self.posterior(t).mean
+# %% ../nbs/01_conjugacy.ipynb #1588faa8
+@patch
+def responsibilities(self: Prior, t: Tensor) -> Tensor:
+    "Probability of each component given x; there is one component here: -> (B, 1)."
+    return torch.ones_like(self.energy(t))[..., None]
 
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        "Draws from p(z | lambda), differentiable in lambda: -> (n, dim)."
-        return self.family.sample(self.natural.expand(n, *self.family.natural_shape), generator)
+@patch
+def sample(self: Prior, n: int, generator: torch.Generator | None = None) -> Tensor:
+    "Draws from p(z | lambda), differentiable in lambda: -> (n, dim)."
+    return self.family.sample(self.natural.expand(n, *self.family.natural_shape), generator)
 
-    def components_of(self, suff_stats: Tensor) -> Tensor:
-        "p(component k | z) from eta(z), (B, *family.natural_shape); there is one component here: -> (B, 1)."
-        return torch.ones_like(suff_stats[(...,) + (0,) * len(self.family.natural_shape)])[..., None]
+@patch
+def components_of(self: Prior, suff_stats: Tensor) -> Tensor:
+    "p(component k | z) from eta(z), (B, *family.natural_shape); there is one component here: -> (B, 1)."
+    return torch.ones_like(suff_stats[(...,) + (0,) * len(self.family.natural_shape)])[..., None]
 
-# %% ../nbs/01_conjugacy.ipynb #9beed3df
+# %% ../nbs/01_conjugacy.ipynb #d271b7fa
 class MixturePrior(Prior):
     """A mixture bias with K components of equal weight, all sharing t(x); natural parameters (K, *family.natural_shape).
 
@@ -109,40 +118,48 @@ class MixturePrior(Prior):
         "Marginal energy E(x) = -log mean_k exp(-E_k(x)): -> (B,)."
         return math.log(self.components) - torch.logsumexp(-self.component_energies(t), -1)
 
-    def responsibilities(self, t: Tensor) -> Tensor:
-        "p(y = k | x), which sum to 1: -> (B, K)."
-        return torch.softmax(-self.component_energies(t), -1)
+# %% ../nbs/01_conjugacy.ipynb #3ac9db54
+@patch
+def responsibilities(self: MixturePrior, t: Tensor) -> Tensor:
+    "p(y = k | x), which sum to 1: -> (B, K)."
+    return torch.softmax(-self.component_energies(t), -1)
 
-    def posterior(self, t: Tensor) -> Distribution:
-        "The exact posterior p(z | x), a mixture with the responsibilities as weights; batch shape (B,)."
-        return self.distribution(-self.component_energies(t), self.natural + self._beside(t))
+@patch
+def posterior(self: MixturePrior, t: Tensor) -> Distribution:
+    "The exact posterior p(z | x), a mixture with the responsibilities as weights; batch shape (B,)."
+    return self.distribution(-self.component_energies(t), self.natural + self._beside(t))
 
-    def encode(self, t: Tensor) -> Tensor:
-        "Posterior mean of the most probable component: -> (B, dim)."
-        best = self.component_energies(t).argmin(-1)
-        return self.family.distribution(self.natural[best] + t).mean
+@patch
+def encode(self: MixturePrior, t: Tensor) -> Tensor:
+    "Posterior mean of the most probable component: -> (B, dim)."
+    best = self.component_energies(t).argmin(-1)
+    return self.family.distribution(self.natural[best] + t).mean
 
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        "Draws from the mixture, differentiable in the parameters of the components: -> (n, dim)."
-        which = torch.randint(self.components, (n,), generator=generator, device=self.natural.device)
-        return self.family.sample(self.natural[which], generator)
+# %% ../nbs/01_conjugacy.ipynb #a81c7607
+@patch(cls_method=True)
+def random(cls: MixturePrior,
+    family: ExponentialFamily,  # the family of z; it must convert from a Normal
+    components: int = 20,  # number of components K
+    generator: torch.Generator | None = None,  # where the means come from
+    learn: bool = False,  # train the components
+    mean_std: float = 1.,  # standard deviation of the means around zero
+    stds: tuple = (1., 1.),  # standard deviations of the components are drawn uniformly between these two
+):
+    "Components with means drawn from N(0, mean_std^2 I); by default with standard deviations 1, as in the paper's GMM-CEBM."
+    if components < 1: raise ValueError(f'components must be at least 1, got {components}')
+    means = mean_std * torch.randn(components, family.dim, generator=generator)
+    scales = torch.empty_like(means).uniform_(*stds, generator=generator)
+    return cls(family, family.from_distribution(torch.distributions.Normal(means, scales)), learn)
 
-    def components_of(self, suff_stats: Tensor) -> Tensor:
-        "p(y = k | z), proportional to exp(<lambda_k, eta(z)> - A(lambda_k)), from eta(z): -> (B, K)."
-        inner = (self.natural * self._beside(suff_stats)).flatten(-len(self.family.natural_shape)).sum(-1)
-        return torch.softmax(inner - self.family.log_normalizer(self.natural), -1)
+# %% ../nbs/01_conjugacy.ipynb #05e62fff
+@patch
+def sample(self: MixturePrior, n: int, generator: torch.Generator | None = None) -> Tensor:
+    "Draws from the mixture, differentiable in the parameters of the components: -> (n, dim)."
+    which = torch.randint(self.components, (n,), generator=generator, device=self.natural.device)
+    return self.family.sample(self.natural[which], generator)
 
-    @classmethod
-    def random(cls,
-        family: ExponentialFamily,  # the family of z; it must convert from a Normal
-        components: int = 20,  # number of components K
-        generator: torch.Generator | None = None,  # where the means come from
-        learn: bool = False,  # train the components
-        mean_std: float = 1.,  # standard deviation of the means around zero
-        stds: tuple = (1., 1.),  # standard deviations of the components are drawn uniformly between these two
-    ):
-        "Components with means drawn from N(0, mean_std^2 I); by default with standard deviations 1, as in the paper's GMM-CEBM."
-        if components < 1: raise ValueError(f'components must be at least 1, got {components}')
-        means = mean_std * torch.randn(components, family.dim, generator=generator)
-        scales = torch.empty_like(means).uniform_(*stds, generator=generator)
-        return cls(family, family.from_distribution(torch.distributions.Normal(means, scales)), learn)
+@patch
+def components_of(self: MixturePrior, suff_stats: Tensor) -> Tensor:
+    "p(y = k | z), proportional to exp(<lambda_k, eta(z)> - A(lambda_k)), from eta(z): -> (B, K)."
+    inner = (self.natural * self._beside(suff_stats)).flatten(-len(self.family.natural_shape)).sum(-1)
+    return torch.softmax(inner - self.family.log_normalizer(self.natural), -1)

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['ExponentialFamily', 'Gaussian']
 
-# %% ../nbs/00_families.ipynb #19a9d1b4
+# %% ../nbs/00_families.ipynb #080cb69d
 import math
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
@@ -52,7 +53,7 @@ class ExponentialFamily:
 
     def __repr__(self): return f'{type(self).__name__}(dim={self.dim})'
 
-# %% ../nbs/00_families.ipynb #8f9f04be
+# %% ../nbs/00_families.ipynb #989686bf
 class Gaussian(ExponentialFamily):
     """A Gaussian with diagonal covariance; natural parameters (..., dim, 2) hold (n1, n2), with n2 < 0.
 
@@ -75,34 +76,42 @@ class Gaussian(ExponentialFamily):
         "log h(z) = -(dim / 2) log(2 pi), the same for every z: (..., dim) -> (...)."
         return torch.full_like(z[..., 0], -self.dim / 2 * math.log(2*math.pi))
 
-    def to_natural(self, free: Tensor) -> Tensor:
-        "Map unconstrained (a, b) to (a, -b^2), strictly inside the natural domain: (..., dim, 2) -> (..., dim, 2)."
-        a, b = free.unbind(-1)
-        return torch.stack([a, -(b*b + self.boundary_gap)], -1)
+# %% ../nbs/00_families.ipynb #d18df269
+@patch
+def to_natural(self: Gaussian, free: Tensor) -> Tensor:
+    "Map unconstrained (a, b) to (a, -b^2), strictly inside the natural domain: (..., dim, 2) -> (..., dim, 2)."
+    a, b = free.unbind(-1)
+    return torch.stack([a, -(b*b + self.boundary_gap)], -1)
 
-    def to_free(self, natural: Tensor) -> Tensor:
-        "A right inverse of `to_natural`: (n1, n2) to (n1, sqrt(-n2))."
-        n1, n2 = natural.unbind(-1)
-        return torch.stack([n1, (-n2 - self.boundary_gap).clamp_min(0).sqrt()], -1)
+@patch
+def to_free(self: Gaussian, natural: Tensor) -> Tensor:
+    "A right inverse of `to_natural`: (n1, n2) to (n1, sqrt(-n2))."
+    n1, n2 = natural.unbind(-1)
+    return torch.stack([n1, (-n2 - self.boundary_gap).clamp_min(0).sqrt()], -1)
 
-    def distribution(self, natural: Tensor) -> Independent:
-        "The same Gaussian as a `torch.distributions` object with event shape (dim,)."
-        n1, n2 = natural.unbind(-1)
-        return Independent(Normal(-n1 / (2*n2), (-2*n2).rsqrt()), 1)
+# %% ../nbs/00_families.ipynb #b22567f0
+@patch
+def distribution(self: Gaussian, natural: Tensor) -> Independent:
+    "The same Gaussian as a `torch.distributions` object with event shape (dim,)."
+    n1, n2 = natural.unbind(-1)
+    return Independent(Normal(-n1 / (2*n2), (-2*n2).rsqrt()), 1)
 
-    def from_distribution(self, dist: Distribution) -> Tensor:
-        "Natural parameters of a Normal, or of Independent(Normal, 1): -> (..., dim, 2)."
-        base = dist.base_dist if isinstance(dist, Independent) else dist
-        if not isinstance(base, Normal): raise ValueError(f'dist must be a Normal or Independent(Normal, 1), got {type(base).__name__}')
-        precision = base.scale ** -2
-        return torch.stack([base.loc * precision, -precision / 2], -1)
+@patch
+def from_distribution(self: Gaussian, dist: Distribution) -> Tensor:
+    "Natural parameters of a Normal, or of Independent(Normal, 1): -> (..., dim, 2)."
+    base = dist.base_dist if isinstance(dist, Independent) else dist
+    if not isinstance(base, Normal): raise ValueError(f'dist must be a Normal or Independent(Normal, 1), got {type(base).__name__}')
+    precision = base.scale ** -2
+    return torch.stack([base.loc * precision, -precision / 2], -1)
 
-    def standard(self) -> Tensor:
-        "Natural parameters (0, -1/2) of the standard normal: (dim, 2)."
-        return torch.tensor([0., -0.5]).expand(self.dim, 2).clone()
+@patch
+def standard(self: Gaussian) -> Tensor:
+    "Natural parameters (0, -1/2) of the standard normal: (dim, 2)."
+    return torch.tensor([0., -0.5]).expand(self.dim, 2).clone()
 
-    def sample(self, natural: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        "One draw for each set of natural parameters, differentiable in them: (..., dim, 2) -> (..., dim)."
-        base = self.distribution(natural).base_dist
-        noise = torch.empty_like(base.loc).normal_(generator=generator)  # torch.distributions knows only the global generator
-        return base.loc + base.scale * noise
+@patch
+def sample(self: Gaussian, natural: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    "One draw for each set of natural parameters, differentiable in them: (..., dim, 2) -> (..., dim)."
+    base = self.distribution(natural).base_dist
+    noise = torch.empty_like(base.loc).normal_(generator=generator)  # torch.distributions knows only the global generator
+    return base.loc + base.scale * noise

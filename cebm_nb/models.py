@@ -6,7 +6,7 @@
 __all__ = ['encoder_classes', 'model_classes', 'model_names', 'check_name', 'make_encoder', 'widen', 'CEBM', 'IGEBM', 'Pixel',
            'model_class', 'create_model', 'write_atomically', 'write_json', 'save_weights', 'read_config', 'load_model']
 
-# %% ../nbs/03_models.ipynb #df66d15a
+# %% ../nbs/03_models.ipynb #a8fcb6e7
 import difflib
 import importlib
 import inspect
@@ -15,6 +15,7 @@ import math
 from pathlib import Path
 
 import torch
+from fastcore.basics import patch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -54,7 +55,7 @@ def widen(x: Tensor) -> Tensor:
     "Half precision becomes float32; everything else stays as it is."
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
-# %% ../nbs/03_models.ipynb #9d6b47ae
+# %% ../nbs/03_models.ipynb #9024b7e7
 class CEBM(nn.Module):
     """A conjugate energy-based model, -E(x, z) = <t(x), eta(z)> + log p(z | lambda), over images x and latents z.
 
@@ -87,44 +88,53 @@ class CEBM(nn.Module):
         "The same from what the encoder makes of x: (B, n) -> (B,)."
         return self.prior.energy(self._suff_stats_of(features))
 
-    def posterior(self, x: Tensor) -> Distribution:
-        "The exact posterior p(z | x), batch shape (B,), a `torch.distributions` object."
-        return self.prior.posterior(self.suff_stats(x))
+# %% ../nbs/03_models.ipynb #099036af
+@patch
+def posterior(self: CEBM, x: Tensor) -> Distribution:
+    "The exact posterior p(z | x), batch shape (B,), a `torch.distributions` object."
+    return self.prior.posterior(self.suff_stats(x))
 
-    def responsibilities(self, x: Tensor) -> Tensor:
-        "p(component k | x): (B, *in_shape) -> (B, K), rows that sum to 1."
-        return self.prior.responsibilities(self.suff_stats(x))
+@patch
+def responsibilities(self: CEBM, x: Tensor) -> Tensor:
+    "p(component k | x): (B, *in_shape) -> (B, K), rows that sum to 1."
+    return self.prior.responsibilities(self.suff_stats(x))
 
-    def encode(self, x: Tensor) -> Tensor:
-        "The representation of an image, its posterior mean: (B, *in_shape) -> (B, dim)."
-        return self.prior.encode(self.suff_stats(x))
+@patch
+def encode(self: CEBM, x: Tensor) -> Tensor:
+    "The representation of an image, its posterior mean: (B, *in_shape) -> (B, dim)."
+    return self.prior.encode(self.suff_stats(x))
 
-    def log_prior(self, z: Tensor) -> Tensor:
-        "log p(z | lambda): (B, dim) -> (B,)."
-        return self.prior.log_prob(z)
+# %% ../nbs/03_models.ipynb #60ed7695
+@patch
+def log_prior(self: CEBM, z: Tensor) -> Tensor:
+    "log p(z | lambda): (B, dim) -> (B,)."
+    return self.prior.log_prob(z)
 
-    def log_factor(self, x: Tensor, z: Tensor) -> Tensor:
-        "<t(x), eta(z)>, the log-likelihood of x given z up to a constant: -> (B,)."
-        return self.prior.family.inner(self.suff_stats(x), z)
+@patch
+def log_factor(self: CEBM, x: Tensor, z: Tensor) -> Tensor:
+    "<t(x), eta(z)>, the log-likelihood of x given z up to a constant: -> (B,)."
+    return self.prior.family.inner(self.suff_stats(x), z)
 
-    def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
-        "-E(x, z): (B, *in_shape), (B, dim) -> (B,)."
-        return self.log_factor(x, z) + self.log_prior(z)
+@patch
+def log_joint(self: CEBM, x: Tensor, z: Tensor) -> Tensor:
+    "-E(x, z): (B, *in_shape), (B, dim) -> (B,)."
+    return self.log_factor(x, z) + self.log_prior(z)
 
-    @classmethod
-    def create(cls,
-        name: str,  # 'cebm' or 'gmm-cebm'
-        in_shape: tuple,  # (channels, height, width) or (features,)
-        latent_dim: int = 128,  # number of latent dimensions D
-        components: int = 20,  # number of mixture components K, for 'gmm-cebm'
-        learn_prior: bool = False,  # train the prior together with the network
-        encoder: str | None = None,  # 'conv', 'residual' or 'mlp'; by default 'conv' for images and 'mlp' for vectors
-        encoder_options: dict | None = None,  # further arguments of the encoder's class
-    ) -> 'CEBM':
-        "What `create_model` makes of the name."
-        family = Gaussian(latent_dim)
-        network = make_encoder(in_shape, math.prod(family.natural_shape), encoder, encoder_options)
-        return cls(network, MixturePrior.random(family, components, learn=learn_prior) if name == 'gmm-cebm' else Prior(family, learn=learn_prior))
+# %% ../nbs/03_models.ipynb #c81dd880
+@patch(cls_method=True)
+def create(cls: CEBM,
+    name: str,  # 'cebm' or 'gmm-cebm'
+    in_shape: tuple,  # (channels, height, width) or (features,)
+    latent_dim: int = 128,  # number of latent dimensions D
+    components: int = 20,  # number of mixture components K, for 'gmm-cebm'
+    learn_prior: bool = False,  # train the prior together with the network
+    encoder: str | None = None,  # 'conv', 'residual' or 'mlp'; by default 'conv' for images and 'mlp' for vectors
+    encoder_options: dict | None = None,  # further arguments of the encoder's class
+) -> CEBM:
+    "What `create_model` makes of the name."
+    family = Gaussian(latent_dim)
+    network = make_encoder(in_shape, math.prod(family.natural_shape), encoder, encoder_options)
+    return cls(network, MixturePrior.random(family, components, learn=learn_prior) if name == 'gmm-cebm' else Prior(family, learn=learn_prior))
 
 # %% ../nbs/03_models.ipynb #968ed222
 class IGEBM(nn.Module):

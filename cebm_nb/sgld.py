@@ -124,7 +124,7 @@ def frozen(model: nn.Module):
     finally:
         for p in trained: p.requires_grad_(True)
 
-# %% ../nbs/05_sgld.ipynb #cd1a7e49
+# %% ../nbs/05_sgld.ipynb #34bec98b
 class _Conv:
     def __init__(self, layer, dtype):
         self.weight = layer.weight.detach().to(dtype, memory_format=torch.channels_last, copy=True)
@@ -159,13 +159,13 @@ class _Flatten:
     def backward(self, g, x): return g.view(x.shape).to(memory_format=torch.channels_last) if x.dim() == 4 else g.view(x.shape)
 
 
-_by_hand = {nn.Conv2d: _Conv, nn.Linear: _Linear, nn.SiLU: _SiLU, nn.Flatten: _Flatten}
+_layer_kinds = {nn.Conv2d: _Conv, nn.Linear: _Linear, nn.SiLU: _SiLU, nn.Flatten: _Flatten}
 
 def _layers(model, dtype) -> list | None:  # the encoder of a model as such pairs, or None where there are others in it
     net = getattr(getattr(model, 'encoder', None), 'net', None)
     if not hasattr(model, 'energy_of') or type(net) is not nn.Sequential: return None
-    if any(type(layer) not in _by_hand or getattr(layer, 'padding_mode', 'zeros') != 'zeros' or isinstance(getattr(layer, 'padding', 0), str) for layer in net): return None
-    return [_by_hand[type(layer)](layer, dtype) for layer in net]
+    if any(type(layer) not in _layer_kinds or getattr(layer, 'padding_mode', 'zeros') != 'zeros' or isinstance(getattr(layer, 'padding', 0), str) for layer in net): return None
+    return [_layer_kinds[type(layer)](layer, dtype) for layer in net]
 
 # %% ../nbs/05_sgld.ipynb #d1c0aa3e
 @functools.cache
@@ -177,7 +177,7 @@ def keep_memory(
     except (AttributeError, OSError, TypeError): return False
     return bool(tell(-3, 32 * 2**20) and tell(-1, most))  # M_MMAP_THRESHOLD, at its largest, and M_TRIM_THRESHOLD
 
-# %% ../nbs/05_sgld.ipynb #96725e73
+# %% ../nbs/05_sgld.ipynb #fc29c54e
 class _WithGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, energy):
@@ -211,52 +211,52 @@ class FrozenEnergy:
 
     def __call__(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() and x.requires_grad: return _WithGradient.apply(x, self)
-        with torch.no_grad(): return torch.cat([self._head(self._forward(part)) for part in self._pieces(x)])
+        with torch.no_grad(): return torch.cat([self._value(part) for part in self._pieces(x)])
 
-# %% ../nbs/05_sgld.ipynb #aa76b534
+# %% ../nbs/05_sgld.ipynb #ac763c46
 @patch
-def _forward(self: FrozenEnergy, x, inputs=None):  # the encoder's outputs, in its precision; inputs of layers go into the list
-    if self.layers is None:
-        with torch.autocast(self.device.type, torch.bfloat16, self.dtype == torch.bfloat16): return self.model.energy(x)
-    h = x.to(self.dtype, memory_format=torch.channels_last) if x.dim() == 4 else x.to(self.dtype)
+def _features(self: FrozenEnergy, x) -> tuple:  # what the encoder makes of x, and the inputs of its layers
+    h, inputs = x.to(self.dtype, memory_format=torch.channels_last) if x.dim() == 4 else x.to(self.dtype), []
     for layer in self.layers:
-        if inputs is not None: inputs.append(h)
+        inputs.append(h)
         h = layer.forward(h)
-    return h
-
-@patch
-def _head(self: FrozenEnergy, features): return features if self.layers is None else self.model.energy_of(widen(features))
+    return widen(h), inputs
 
 @patch
 def _pieces(self: FrozenEnergy, x) -> tuple:
     if self.layers is not None and x.shape[1:] != self.model.in_shape: raise ValueError(f'images must have the shape (B, {", ".join(map(str, self.model.in_shape))}), got {tuple(x.shape)}')
     if self.device.type != 'cpu' or not len(x): return x,
     if self.piece is None:
-        inputs = []
-        with torch.no_grad(): self._forward(x[:1], inputs)
-        largest = max(i.numel() * i.element_size() for i in inputs) if inputs else x[0].numel() * 32 * 4
+        with torch.no_grad(): largest = 128 * x[0].numel() if self.layers is None else max(i.nbytes for i in self._features(x[:1])[1])
         self.piece = max(1, self.piece_bytes // largest)
     return x.tensor_split(math.ceil(len(x) / self.piece))
 
-# %% ../nbs/05_sgld.ipynb #5fde18d7
+@patch
+def _value(self: FrozenEnergy, x) -> Tensor:
+    if self.layers is not None: return self.model.energy_of(self._features(x)[0])
+    with torch.autocast(self.device.type, torch.bfloat16, self.dtype == torch.bfloat16): return self.model.energy(x)
+
+# %% ../nbs/05_sgld.ipynb #aff1280a
 @patch
 def value_and_gradient(self: FrozenEnergy,
     x: Tensor,  # (B, ...)
 ) -> tuple:  # energies (B,) and their gradients (B, ...), in the type of x
     "Energies and their gradients with respect to x."
-    values, gradients = zip(*[self._value_and_gradient(part.detach()) for part in self._pieces(x)])
+    compute = self._by_autograd if self.layers is None else self._by_hand
+    values, gradients = zip(*[compute(part.detach()) for part in self._pieces(x)])
     return torch.cat(values), torch.cat(gradients)
 
 @patch
-def _value_and_gradient(self: FrozenEnergy, x):
-    if self.layers is None:
-        with torch.enable_grad(), frozen(self.model):
-            value = self._forward(x.requires_grad_())
-            return value.detach(), *torch.autograd.grad(value.sum(), x)
-    inputs = []
-    with torch.no_grad(): features = widen(self._forward(x, inputs))
+def _by_autograd(self: FrozenEnergy, x) -> tuple:
+    with torch.enable_grad(), frozen(self.model):
+        value = self._value(x.requires_grad_())
+        return value.detach(), *torch.autograd.grad(value.sum(), x)
+
+@patch
+def _by_hand(self: FrozenEnergy, x) -> tuple:
+    with torch.no_grad(): features, inputs = self._features(x)
     with torch.enable_grad():
-        value = self._head(features.requires_grad_())
+        value = self.model.energy_of(features.requires_grad_())
         g, = torch.autograd.grad(value.sum(), features)
     with torch.no_grad():
         g = g.to(self.dtype)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cebm_nb.bench import PlainEnergy, bench_growth, growths, plain_sample, step_memory, step_operations, step_table
+from cebm_nb.bench import bench_growth, growths, plain_model, plain_sample, step_memory, step_operations, step_table
 from cebm_nb.conditional import fill_in
 from cebm_nb.models import create_model
 from cebm_nb.sgld import SGLD, FrozenEnergy
@@ -103,7 +103,7 @@ def test_wrong_shapes_are_told():
 def test_the_benchmark_measures_the_same_chain():
     model, x = create_model('cebm', (1, 28, 28)), images(10, (1, 28, 28))
     kernel = SGLD(noise_std=1e-12, steps=5)
-    assert torch.allclose(plain_sample(PlainEnergy(model), kernel, x), kernel.sample(FrozenEnergy(model, 'float32'), x), atol=1e-5)
+    assert torch.allclose(plain_sample(plain_model(model).energy, kernel, x), kernel.sample(FrozenEnergy(model, 'float32'), x), atol=1e-5)
     assert step_operations(model, x) == 10 * step_operations(model, x[:1])
 
 
