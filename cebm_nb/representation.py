@@ -7,7 +7,7 @@ __all__ = ['inverse_penalties', 'encode_images', 'fit_classifier', 'choose_penal
            'nearest_neighbours', 'agreement', 'first_of_each_class', 'neighbour_record', 'matched_accuracy',
            'cluster_scores', 'component_record', 'kmeans_record']
 
-# %% ../nbs/10_representation.ipynb #6cc365ed
+# %% ../nbs/10_representation.ipynb #49632b28
 import warnings
 
 import numpy as np
@@ -19,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_rand_score, confusion_matrix, normalized_mutual_info_score, pairwise_distances_argmin_min
 from sklearn.metrics.cluster import contingency_matrix
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
-from threadpoolctl import ThreadpoolController
+from threadpoolctl import threadpool_limits
 from torch import nn
 
 from .data import ImageData, ImageSet
@@ -85,7 +85,7 @@ def choose_penalty(
         search = GridSearchCV(LogisticRegression(max_iter=500), dict(C=list(candidates)), cv=folds, refit=False).fit(np.asarray(features, np.float64), labels)
     return float(search.best_params_['C'])
 
-# %% ../nbs/10_representation.ipynb #b5527b85
+# %% ../nbs/10_representation.ipynb #8ef44280
 def balanced_draw(
     labels: np.ndarray,  # (N,) integers
     per_class: int,  # how many of each class
@@ -98,8 +98,6 @@ def balanced_draw(
         if len(members) < per_class: raise ValueError(f'class {c} has {len(members)} images, fewer than the {per_class} labels asked for')
         out.append(rng.choice(members, per_class, replace=False))
     return np.concatenate(out)
-
-_thread_pools = ThreadpoolController()  # found once, here: a Ctrl-C during the search would be lost
 
 def few_label(
     train_features: np.ndarray,  # (N, D)
@@ -120,7 +118,7 @@ def few_label(
         if n != 'all' and n > most: continue
         seeds = [None] if n == 'all' else list(range(draws))
         picks = [slice(None) if seed is None else balanced_draw(train_labels, n, seed) for seed in seeds]
-        with _thread_pools.limit(limits=1 if train_features[picks[0]].size < 1_000_000 else None):  # small fits lose more to threads than they gain
+        with threadpool_limits(1 if train_features[picks[0]].size < 1_000_000 else None):  # small fits lose more to threads than they gain
             penalties = [choose_penalty(train_features[pick], train_labels[pick]) for pick in picks]
             fits = [fit_classifier(train_features[pick], train_labels[pick], c) for pick, c in zip(picks, penalties)]
         accuracies = [float(c.score(test_features, test_labels)) for c, _ in fits]

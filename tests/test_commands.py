@@ -15,7 +15,11 @@ BIN = Path(sys.executable).parent
 SMALL = '--data digits --preset smoke --latent_dim 16'.split()
 
 
+def hear_ctrl_c(): signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell tells its background jobs to ignore it, and they their children
+
+
 def start(cwd, command, *args, **options):
+    options = dict(preexec_fn=hear_ctrl_c) | options
     return subprocess.Popen([BIN / command, *map(str, args)], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
