@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from cebm_nb.models import create_model, load_model, model_names, save_weights, write_json
-from cebm_nb.training import get_settings, trainer_class
+from cebm_nb.trainer import get_settings, trainer_class
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 20, 13), (1, 45, 64)]
 TRAINED = [n for n in model_names if n != 'pixel']
