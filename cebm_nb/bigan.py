@@ -6,7 +6,7 @@
 __all__ = ['generators', 'bigan_presets', 'discriminator_loss', 'PairDiscriminator', 'BiGAN', 'AdversarialSettings',
            'AdversarialTrainer']
 
-# %% ../nbs/09_bigan.ipynb #9c0cbed9
+# %% ../nbs/09_bigan.ipynb #4273025b
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from torch.nn.functional import softplus
 from .conjugacy import MixturePrior, Prior
 from .encoders import ConvEncoder
 from .families import Gaussian
-from .models import check_name, widen
+from .models import check_inputs, check_latents, check_name, widen
 from .sgld import frozen
 from .trainer import Settings, Trainer, check_numbers
 from .vae import ConvDecoder
@@ -49,7 +49,7 @@ class PairDiscriminator(nn.Module):
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         return widen(self.pair(torch.cat([self.image(x), self.latent(z)], 1)))[:, 0]
 
-# %% ../nbs/09_bigan.ipynb #af595528
+# %% ../nbs/09_bigan.ipynb #a4a52c32
 class BiGAN(nn.Module):
     """A bidirectional adversarial network for images (B, C, H, W) in [-1, 1] and latents (B, D). With a `MixturePrior` it is a GMM-BiGAN.
 
@@ -69,11 +69,11 @@ class BiGAN(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         "The representation E(x): (B, *in_shape) -> (B, D)."
-        return widen(self.encoder(x))
+        return widen(self.encoder(check_inputs(self, x)))
 
     def decode(self, z: Tensor) -> Tensor:
         "The image G(z): (B, D) -> (B, *in_shape), in [-1, 1]."
-        return torch.tanh(widen(self.generator(z)))
+        return torch.tanh(widen(self.generator(check_latents(z, self.prior.family.dim))))
 
     def reconstruct(self, x: Tensor) -> Tensor:
         "G(E(x)), which nothing in the loss compares with x: (B, *in_shape) -> (B, *in_shape)."

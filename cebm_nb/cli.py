@@ -6,7 +6,7 @@
 __all__ = ['plain_errors', 'cebm_sample', 'parse_labels', 'cebm_eval', 'cebm_report', 'cebm_bench', 'reconstruction_pairs',
            'draw_run', 'cebm_train']
 
-# %% ../nbs/18_cli.ipynb #9b151acb
+# %% ../nbs/18_cli.ipynb #5bc0d3be
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .bench import bench_parts, run_bench
 from .data import ImageSet, load_data
-from .evaluation import compare_with_pixels, evaluate, evaluation_parts, evaluation_tables, part_titles
+from .evaluation import Judge, compare_with_pixels, evaluate, evaluation_parts, evaluation_tables, part_titles
 from .models import check_name
 from .plots import plot_images, plot_training, save_figure
 from .report import write_report
@@ -41,12 +41,13 @@ def _fail(line, status=2):
     print(line, file=sys.stderr)
     return status
 
-# %% ../nbs/18_cli.ipynb #ce51cfb8
+# %% ../nbs/18_cli.ipynb #4ef079b0
 @call_parse
 def cebm_sample(
     run: Param('run folder of cebm_train', str),
     n: int = 64,  # how many images
     steps: int = None,  # SGLD steps for models with an energy, 500 by default; more than in training is usual
+    which: str = 'last',  # last, or best: the model that was best along the run
     start: str = None,  # buffer: go on with the chains of training (default); noise: begin from uniform noise
     out: str = None,  # PNG file; figures/samples-START.png in the run folder by default, samples-prior.png from a generator
     seed: int = 0,  # of the noise and the choice of chains, or of the latents
@@ -54,7 +55,7 @@ def cebm_sample(
 ):
     "Draw images from a trained model and save them as a grid: by Langevin dynamics from an energy, at once from a generator. Example: cebm_sample runs/demo --n 100 --start noise --steps 1000"
     with plain_errors('cebm_sample'):
-        loaded = Run.load(run)
+        loaded = Run.load(run, which)
         source = start or ('prior' if hasattr(loaded.model, 'sample') else 'buffer')
         path = Path(out or Path(run) / 'figures' / f'samples-{source}.png')
         if path.suffix != '.png': raise ValueError(f'out must be a .png file, got {str(path)!r}')
@@ -82,7 +83,7 @@ def _print_evaluation(result, parts):
     for sentence in result['skipped']:
         if sentence.split(':')[0] in parts: print(f'\nskipped {sentence}')
 
-# %% ../nbs/18_cli.ipynb #7a1b7044
+# %% ../nbs/18_cli.ipynb #52e224b4
 @call_parse
 def cebm_eval(
     runs: Param('run folders of cebm_train', str, nargs='+'),
@@ -91,17 +92,19 @@ def cebm_eval(
     labels: str = '1,10,100,all',  # labels per class, separated by commas
     draws: int = 10,  # random draws of labelled images
     root: str = None,  # folder with downloaded data
+    which: str = 'last',  # last, or best: the model that was best along the run
     device: str = 'auto',  # auto, cpu, cuda, ...
 ):
     "Evaluate trained models, with the raw pixels beside them. Prints tables; writes eval.json and figures into each run folder, part by part. Example: cebm_eval runs/demo --only few-label,ood"
     with plain_errors('cebm_eval'):
         parts = [check_name('part', part, evaluation_parts) for part in (only.split(',') if only else evaluation_parts)]
         if draws < 1: raise ValueError(f'draws must be at least 1, got {draws}')
-        wanted, loaded, sets, shared = parse_labels(labels), [Run.load(run) for run in _as_list(runs)], {}, {}
+        wanted, loaded, sets, shared = parse_labels(labels), [Run.load(run, which) for run in _as_list(runs)], {}, {}
         for run in loaded:
             key = (data, None) if data else (run.config['data'], run.config.get('image_size'))
             if key not in sets: sets[key], shared[key] = load_data(key[0], root, key[1]), {}
             folder = run.folder if key[0] == run.config['data'] else run.folder / f'on-{Path(key[0].removeprefix("folder:")).name}'
+            if which == 'best': folder = folder / 'best'
             print(f'{run.folder}: {run.config["model"]["name"]} on {key[0]}')
             result = evaluate(run, sets[key], None, draws, device, parts, wanted, folder, root, shared[key], lambda part, seconds: print(f'  {part}: {seconds:.0f} s', flush=True))
             _print_evaluation(result, parts)
@@ -157,7 +160,7 @@ def draw_run(
         test = load_data(run.config['data'], root, run.config['image_size']).test
         save_figure(plot_images(reconstruction_pairs(run.model, test), columns=10), run.folder / 'figures' / 'reconstructions.png')
 
-# %% ../nbs/18_cli.ipynb #79b13189
+# %% ../nbs/18_cli.ipynb #8decb44a
 @call_parse
 def cebm_train(
     data: str = 'mnist-5k',  # mnist-5k, digits, digits-m, fashion-mnist, mnist, emnist-digits, cifar10, svhn, svhn-extra, dtd, or folder:PATH
@@ -184,6 +187,7 @@ def cebm_train(
     schedule: str = None,  # of the learning rate after that: constant, or cosine (down to 2 % at the end of the budget)
     grad_clip: float = None,  # largest norm of the gradient
     average: float = None,  # decay of the running average of weights
+    rescues: int = None,  # how often a run that loses its way may go back and on more gently; 0: never
     instance_noise: float = None,  # BiGAN: sd of the noise on what the discriminator sees, at the beginning
     discriminator_rate: float = None,  # BiGAN: learning rate of the discriminator as a multiple of the other
     data_noise: float = None,  # energies, as all that follows: sd of the noise added to data
@@ -195,23 +199,26 @@ def cebm_train(
     sgld_clamp: float = None,  # keep chains within [-c, c]
     buffer_size: int = None,  # chains in the replay buffer
     restart_prob: float = None,  # probability that a chain starts anew
+    save_every: float = 60.,  # seconds between checkpoints
+    judge_every: int = 500,  # updates between two measurements of accuracy and samples, which choose the best model; 0: never
     quiet: store_true = False,  # no progress bar
 ):
     "Train a conjugate energy-based model, or one of its rivals, on images. Without arguments: a CEBM on 4,000 MNIST digits, three to four minutes on two cores. Ctrl-C ends a run cleanly."
-    given = dict(batch_size=batch_size, learning_rate=learning_rate, warmup=warmup, grad_clip=grad_clip, average=average, instance_noise=instance_noise,
+    given = dict(batch_size=batch_size, learning_rate=learning_rate, warmup=warmup, grad_clip=grad_clip, average=average, rescues=rescues, instance_noise=instance_noise,
                  discriminator_rate=discriminator_rate, data_noise=data_noise,
                  energy_penalty=energy_penalty, max_gap=max_gap, sgld_steps=sgld_steps, sgld_step_size=sgld_step_size, sgld_noise=sgld_noise,
                  sgld_clamp=sgld_clamp, buffer_size=buffer_size, restart_prob=restart_prob)
     given = {k: v for k, v in given.items() if v is not None}
     with plain_errors('cebm_train'):
+        judges = (Judge(judge_every),) if judge_every else ()
         if schedule: given['cosine'] = check_name('schedule', schedule, ['constant', 'cosine']) == 'cosine'
         if resume:
             if given or out: raise ValueError(f'with --resume only a budget can be given, got {", ".join([*given, *["out"] * bool(out)])}')
-            run = resume_run(resume, root, minutes, epochs, steps, progress=not quiet)
+            run = resume_run(resume, root, minutes, epochs, steps, not quiet, judges)
         else:
             options = dict(latent_dim=latent_dim, components=components, learn_prior=learn_prior or None, encoder=encoder, generator=generator)
             options = {k: v for k, v in options.items() if v is not None}
-            run = train(model, data, preset, out, seed, minutes, epochs, steps, device, precision, root, image_size, options, not quiet, **given)
+            run = train(model, data, preset, out, seed, minutes, epochs, steps, device, precision, root, image_size, options, not quiet, save_every, judges, **given)
         draw_run(run, device, root)
         done = run.config['finished']
         print(f'{done["updates"]:,} updates in {done["seconds"] / 60:.1f} minutes, {done["status"]}. Samples and curves: {run.folder / "figures"}')

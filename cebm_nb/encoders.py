@@ -5,18 +5,21 @@
 # %% auto #0
 __all__ = ['activations', 'check_in_shape', 'Encoder', 'ConvEncoder', 'ResidualEncoder', 'MLPEncoder']
 
-# %% ../nbs/02_encoders.ipynb #5d926ecc
+# %% ../nbs/02_encoders.ipynb #532c4b8d
+from operator import index
+
 import torch
 from torch import Tensor, nn
 
-# %% ../nbs/02_encoders.ipynb #712b7ff9
+# %% ../nbs/02_encoders.ipynb #09c7e664
 def check_in_shape(
     in_shape: tuple,  # (channels, height, width) of an image, or (features,) of a vector
 ) -> tuple:
     "The shape as a tuple of ints; raises ValueError unless it is 1 or 3 channels with sides from 8 to 64, or one positive number."
-    shape = tuple(int(n) for n in in_shape)
-    if len(shape) == 1 and shape[0] >= 1: return shape
-    if len(shape) == 3 and shape[0] in (1, 3) and all(8 <= n <= 64 for n in shape[1:]): return shape
+    try: shape = tuple(index(n) for n in in_shape)
+    except TypeError: shape = in_shape
+    if isinstance(shape, tuple) and len(shape) == 1 and shape[0] >= 1: return shape
+    if isinstance(shape, tuple) and len(shape) == 3 and shape[0] in (1, 3) and all(8 <= n <= 64 for n in shape[1:]): return shape
     raise ValueError(f'in_shape must be (channels, height, width) with 1 or 3 channels and sides from 8 to 64, or (features,), got {shape}; '
                      'resize larger images')
 

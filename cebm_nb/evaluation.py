@@ -6,11 +6,13 @@
 __all__ = ['evaluation_parts', 'part_titles', 'Subject', 'Skipped', 'PartResult', 'few_label_part', 'neighbour_figures',
            'neighbours_part', 'ood_part', 'clusters_part', 'samples_part', 'conditional_part', 'part_key', 'evaluate',
            'few_label_table', 'neighbour_table', 'ood_table', 'cluster_table', 'sample_table', 'conditional_table',
-           'compare_with_pixels', 'evaluation_tables']
+           'compare_with_pixels', 'evaluation_tables', 'Judge']
 
-# %% ../nbs/15_evaluation.ipynb #9984be0b
+# %% ../nbs/15_evaluation.ipynb #0005eeed
 import json
+import math
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable
@@ -18,16 +20,18 @@ from typing import Callable
 import numpy as np
 import pandas as pd
 import torch
+from fastcore.basics import patch
 from torch import nn
 
 from .conditional import conditional_records
 from .data import ImageData
 from .detection import detection_records, detection_scores, outlier_sets, stranger_names
-from .models import Pixel, check_name, write_json
+from .models import Pixel, check_name, save_weights, write_atomically, write_json
 from .plots import plot_chain_energies, plot_confusion, plot_few_label, plot_images, plot_rows, plot_scores, save_figure
-from .representation import component_record, encode_images, few_label, kmeans_record, neighbour_record
-from .samples import chain_diagnostics, chain_paths, distance_records, inception_features, sample_images, train_features
-from .training import Run
+from .representation import balanced_draw, component_record, encode_images, few_label, fit_classifier, kmeans_record, neighbour_record
+from .samples import chain_diagnostics, chain_paths, distance_records, frechet_distance, inception_features, sample_images, train_features
+from .trainer import Trainer
+from .training import Run, write_lock
 
 # %% ../nbs/15_evaluation.ipynb #307292fe
 @dataclass
@@ -167,7 +171,7 @@ def _earlier(folder, stamp):  # what an eval.json of the same model and data hol
     except (OSError, ValueError): return {}
     return found if all(found.get(k) == v for k, v in stamp.items()) else {}
 
-# %% ../nbs/15_evaluation.ipynb #ea2a6d8e
+# %% ../nbs/15_evaluation.ipynb #a704dd4d
 def evaluate(
     model: nn.Module | Run,  # a trained model, or a run with one
     data: ImageData,  # of the shape that the model is for
@@ -188,21 +192,21 @@ def evaluate(
     s = Subject(model, data, name or (run.config['model']['name'] if run else 'model'), run, tuple(labels), draws, root, device, {} if shared is None else shared)
     stamp = _stamp(s)
     result = stamp | {part_key(part): [] for part in evaluation_parts} | dict(skipped=[], seconds={})
-    if folder:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        result |= _earlier(folder, stamp)
-    for part in parts:
-        result[part_key(part)], result['skipped'] = [], [line for line in result['skipped'] if not line.startswith(f'{part}: ')]
-        started = time.monotonic()
-        try: found = _parts[part](s)
-        except Skipped as reason: found = PartResult([], notes=[str(reason)])
-        result[part_key(part)] = found.records
-        result['skipped'] += [f'{part}: {note}' for note in found.notes]
-        result['seconds'][part] = round(time.monotonic() - started, 1)
-        if folder:
-            for stem, figure in found.figures.items(): save_figure(figure, Path(folder) / 'figures' / f'{stem}.png')
-            write_json(Path(folder) / 'eval.json', result)
-        if tell: tell(part, result['seconds'][part])
+    if folder: Path(folder).mkdir(parents=True, exist_ok=True)
+    with write_lock(folder, 'eval') if folder else nullcontext():
+        if folder: result |= _earlier(folder, stamp)
+        for part in parts:
+            result[part_key(part)], result['skipped'] = [], [line for line in result['skipped'] if not line.startswith(f'{part}: ')]
+            started = time.monotonic()
+            try: found = _parts[part](s)
+            except Skipped as reason: found = PartResult([], notes=[str(reason)])
+            result[part_key(part)] = found.records
+            result['skipped'] += [f'{part}: {note}' for note in found.notes]
+            result['seconds'][part] = round(time.monotonic() - started, 1)
+            if folder:
+                for stem, figure in found.figures.items(): save_figure(figure, Path(folder) / 'figures' / f'{stem}.png')
+                write_json(Path(folder) / 'eval.json', result)
+            if tell: tell(part, result['seconds'][part])
     return result
 
 # %% ../nbs/15_evaluation.ipynb #ed80dece
@@ -278,3 +282,64 @@ def evaluation_tables(
     makers = {'few-label': few_label_table, 'neighbours': neighbour_table, 'ood': ood_table, 'clusters': cluster_table, 'samples': sample_table, 'conditional': conditional_table}
     tables = {part: make(result) for part, make in makers.items() if result.get(part_key(part))}
     return {part: table for part, table in tables.items() if len(table)}
+
+# %% ../nbs/15_evaluation.ipynb #77a0215c
+class Judge:
+    "A callback of `train` that measures a run at intervals, into `health.csv`, and keeps the best model in `best.safetensors`."
+
+    def __init__(self,
+        every: int = 500,  # updates between two measurements
+        images: int = 2000,  # of the training set, half to fit a classifier and half to score it
+        draws: int = 3,  # draws of ten labelled images a class
+    ):
+        if every < 1: raise ValueError(f'every must be at least 1, got {every}')
+        self.every, self.images, self.draws, self.rows = every, images, draws, None
+
+    def __call__(self, trainer: Trainer, used: float):
+        if trainer.step % self.every and used < 1: return
+        if self.rows is None: self._begin(trainer)
+        self.rows = [row for row in self.rows if row['step'] < trainer.step]  # a rescue may have gone back
+        row = dict(step=trainer.step) | self.measure(trainer)
+        best = max((self.score(r) for r in self.rows if r['well']), default=-math.inf)
+        if row['well'] and self.score(row) > best:
+            save_weights(trainer.folder / 'best.safetensors', trainer.average.state_dict(), dict(model=getattr(trainer.model, 'config', None)) | row)
+        self.rows.append(row)
+        write_atomically(trainer.folder / 'health.csv', lambda p: pd.DataFrame(self.rows).to_csv(p, index=False))
+
+    def _begin(self, trainer):
+        path = trainer.folder / 'health.csv'
+        self.rows = pd.read_csv(path).to_dict('records') if path.is_file() else []  # of a run that goes on
+        some = trainer.images.subset(torch.randperm(len(trainer.images), generator=torch.Generator().manual_seed(0))[:self.images])
+        self.halves = [some.subset(slice(i, None, 2)) for i in (0, 1)]
+        pixels = self.halves[0].serve(device='cpu').flatten(1).numpy()
+        self.centre = pixels.mean(0)
+        self.directions = np.linalg.svd(pixels - self.centre, full_matrices=False)[2][:32].T
+        self.real = (pixels - self.centre) @ self.directions
+
+# %% ../nbs/15_evaluation.ipynb #4287b6f8
+@patch
+def score(self: Judge, row: dict) -> float:
+    "What the best model has most of: accuracy, or nearness of the chains where there are no labels."
+    return row['accuracy'] if row['accuracy'] == row['accuracy'] else -row['distance']
+
+@patch
+def measure(self: Judge, trainer: Trainer) -> dict:
+    "The measurements of this moment: accuracy (a fraction), gap, distance, and whether all is well."
+    trainer.refresh_average()
+    model, training = trainer.average, trainer.average.training
+    row = dict(accuracy=math.nan, gap=math.nan, distance=math.nan, well=not trainer.trouble(1.))
+    if self.halves[0].labels is not None: row['accuracy'] = self._accuracy(model, str(trainer.device))
+    model.train(training)
+    if 'gap' in trainer.rows[-1]: row['gap'] = float(np.median([r['gap'] for r in trainer.rows[-10:]]))
+    if hasattr(trainer, 'buffer'):
+        chains = trainer.buffer.chains.cpu().flatten(1).clamp(-1, 1).numpy()
+        row['distance'] = frechet_distance(self.real, (chains - self.centre) @ self.directions)
+    return row
+
+@patch
+def _accuracy(self: Judge, model, device) -> float:
+    fit, score = (encode_images(model, half, device=device) for half in self.halves)
+    fit, score = ((f - fit.mean(0)) / (fit - fit.mean(0)).std() for f in (fit, score))
+    labels, counts = [half.labels.cpu().numpy() for half in self.halves], np.unique(self.halves[0].labels.cpu().numpy(), return_counts=True)[1]
+    picks = [balanced_draw(labels[0], min(10, counts.min()), seed) for seed in range(self.draws)]
+    return float(np.mean([fit_classifier(fit[p], labels[0][p])[0].score(score, labels[1]) for p in picks]))

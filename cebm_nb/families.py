@@ -13,7 +13,12 @@ from fastcore.basics import patch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
-# %% ../nbs/00_families.ipynb #a96c0818
+# %% ../nbs/00_families.ipynb #96e8c6ca
+def _check_shape(what, x, shape):
+    if not isinstance(x, Tensor) or x.shape[x.dim() - len(shape):] != shape:
+        raise ValueError(f'{what} must be a tensor of shape (..., {", ".join(map(str, shape))}), got {tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}')
+    return x
+
 class ExponentialFamily:
     """An exponential family over z of shape (..., dim): p(z) = h(z) exp(<natural, suff_stats(z)> - log_normalizer(natural)).
 
@@ -22,7 +27,7 @@ class ExponentialFamily:
     def __init__(self,
         dim: int,  # number D of latent dimensions, at least 1
     ):
-        if dim < 1: raise ValueError(f'dim must be at least 1, got {dim}; it is the number of latent dimensions')
+        if not isinstance(dim, int) or dim < 1: raise ValueError(f'dim must be a whole number of at least 1, got {dim!r}; it is the number of latent dimensions')
         self.dim = dim
 
     @property
@@ -36,6 +41,14 @@ class ExponentialFamily:
     def from_distribution(self, dist: Distribution) -> Tensor: raise NotImplementedError
     def standard(self) -> Tensor: raise NotImplementedError
     def sample(self, natural: Tensor, generator: torch.Generator | None = None) -> Tensor: raise NotImplementedError
+
+    def check_natural(self, natural: Tensor) -> Tensor:
+        "`natural` itself; raises ValueError unless its shape is (..., *natural_shape)."
+        return _check_shape('natural parameters', natural, self.natural_shape)
+
+    def check_latents(self, z: Tensor) -> Tensor:
+        "`z` itself; raises ValueError unless its shape is (..., dim)."
+        return _check_shape('latents', z, (self.dim,))
 
     def inner(self,
         natural: Tensor,  # (..., *natural_shape)
@@ -53,7 +66,7 @@ class ExponentialFamily:
 
     def __repr__(self): return f'{type(self).__name__}(dim={self.dim})'
 
-# %% ../nbs/00_families.ipynb #989686bf
+# %% ../nbs/00_families.ipynb #f88073f8
 class Gaussian(ExponentialFamily):
     """A Gaussian with diagonal covariance; natural parameters (..., dim, 2) hold (n1, n2), with n2 < 0.
 
@@ -65,35 +78,36 @@ class Gaussian(ExponentialFamily):
 
     def suff_stats(self, z: Tensor) -> Tensor:
         "Sufficient statistics (z, z^2): (..., dim) -> (..., dim, 2)."
+        z = self.check_latents(z)
         return torch.stack([z, z*z], -1)
 
     def log_normalizer(self, natural: Tensor) -> Tensor:
         "A = sum over dimensions of -n1^2 / (4 n2) - log(-2 n2) / 2: (..., dim, 2) -> (...)."
-        n1, n2 = natural.unbind(-1)
+        n1, n2 = self.check_natural(natural).unbind(-1)
         return (-n1*n1 / (4*n2) - torch.log(-2*n2) / 2).sum(-1)
 
     def log_base_measure(self, z: Tensor) -> Tensor:
         "log h(z) = -(dim / 2) log(2 pi), the same for every z: (..., dim) -> (...)."
-        return torch.full_like(z[..., 0], -self.dim / 2 * math.log(2*math.pi))
+        return torch.full_like(self.check_latents(z)[..., 0], -self.dim / 2 * math.log(2*math.pi))
 
-# %% ../nbs/00_families.ipynb #d18df269
+# %% ../nbs/00_families.ipynb #bec2b407
 @patch
 def to_natural(self: Gaussian, free: Tensor) -> Tensor:
     "Map unconstrained (a, b) to (a, -b^2), strictly inside the natural domain: (..., dim, 2) -> (..., dim, 2)."
-    a, b = free.unbind(-1)
+    a, b = self.check_natural(free).unbind(-1)
     return torch.stack([a, -(b*b + self.boundary_gap)], -1)
 
 @patch
 def to_free(self: Gaussian, natural: Tensor) -> Tensor:
     "A right inverse of `to_natural`: (n1, n2) to (n1, sqrt(-n2))."
-    n1, n2 = natural.unbind(-1)
+    n1, n2 = self.check_natural(natural).unbind(-1)
     return torch.stack([n1, (-n2 - self.boundary_gap).clamp_min(0).sqrt()], -1)
 
-# %% ../nbs/00_families.ipynb #b22567f0
+# %% ../nbs/00_families.ipynb #557cc9c1
 @patch
 def distribution(self: Gaussian, natural: Tensor) -> Independent:
     "The same Gaussian as a `torch.distributions` object with event shape (dim,)."
-    n1, n2 = natural.unbind(-1)
+    n1, n2 = self.check_natural(natural).unbind(-1)
     return Independent(Normal(-n1 / (2*n2), (-2*n2).rsqrt()), 1)
 
 @patch

@@ -39,7 +39,7 @@ def published_table(
     rows = published.get('svhn' if data == 'svhn-extra' else data, {})
     return pd.DataFrame([[str(v) for v in values] for values in rows.values()], [f'{name}, published' for name in rows], list(published_labels))
 
-# %% ../nbs/16_report.ipynb #b80ca079
+# %% ../nbs/16_report.ipynb #1fe34ae9
 @dataclass
 class EvaluatedRun:
     "A run folder that has been evaluated."
@@ -54,7 +54,7 @@ def read_runs(
     "Evaluated runs, each with a title of its own; raises ValueError or FileNotFoundError on folders that are not."
     runs = []
     for folder in map(Path, folders):
-        config, path = read_config(folder.parent if folder.name.startswith('on-') else folder), folder / 'eval.json'  # on-NAME: evaluated on other data
+        config, path = read_config(folder.parent if folder.name == 'best' or folder.name.startswith('on-') else folder), folder / 'eval.json'  # best: another model of the run; on-NAME: evaluated on other data
         if not path.is_file(): raise FileNotFoundError(f'{str(folder)!r} has no eval.json; evaluate it with: cebm_eval {folder}')
         try:
             result = json.loads(path.read_text())

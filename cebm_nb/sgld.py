@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from .models import widen
 
-# %% ../nbs/05_sgld.ipynb #b0d36387
+# %% ../nbs/05_sgld.ipynb #f7810040
 @dataclass(frozen=True)
 class SGLD:
     """Stochastic gradient Langevin dynamics: x <- x - (step_size / 2) grad E(x) + noise_std * N(0, I).
@@ -32,6 +32,9 @@ class SGLD:
     clamp: float | None = None  # keep every value of x within [-clamp, clamp]; None lets chains go where they like
 
     def __post_init__(self):
+        for name in ('step_size', 'noise_std', 'steps', 'clamp'):
+            value = getattr(self, name)
+            if not isinstance(value, int if name == 'steps' else int | float) and not (name == 'clamp' and value is None): raise ValueError(f'{name} of SGLD must be a {"whole number" if name == "steps" else "number"}, got {value!r}')
         if self.steps < 1 or self.step_size <= 0 or self.noise_std < 0 or (self.clamp is not None and self.clamp <= 0):
             raise ValueError(f'SGLD needs steps >= 1, step_size > 0, noise_std >= 0 and clamp > 0 or None, got {self}')
 
@@ -50,7 +53,7 @@ class SGLD:
             if self.clamp is not None: x.clamp_(-self.clamp, self.clamp)
         return x
 
-# %% ../nbs/05_sgld.ipynb #5147ec61
+# %% ../nbs/05_sgld.ipynb #defa488b
 class ReplayBuffer:
     """Chains of SGLD that persist between updates of the model; each draw restarts some of them from uniform noise on [-1, 1].
 
@@ -63,8 +66,8 @@ class ReplayBuffer:
         generator: torch.Generator | None = None,  # where the noise comes from; on `device`
         device: str | torch.device = 'cpu',  # where the chains are kept
     ):
-        if size < 1: raise ValueError(f'size must be at least 1, got {size}')
-        if not 0 <= restart_prob <= 1: raise ValueError(f'restart_prob must be from 0 to 1, got {restart_prob}')
+        if not isinstance(size, int) or size < 1: raise ValueError(f'size must be a whole number of at least 1, got {size!r}')
+        if not isinstance(restart_prob, int | float) or not 0 <= restart_prob <= 1: raise ValueError(f'restart_prob must be from 0 to 1, got {restart_prob}')
         self.size, self.shape, self.restart_prob = size, tuple(shape), restart_prob
         self.chains = torch.empty(size, *shape, device=device).uniform_(-1, 1, generator=generator)
 
@@ -86,12 +89,12 @@ class ReplayBuffer:
         "Put chains back."
         self.chains[index] = x.detach()
 
-# %% ../nbs/05_sgld.ipynb #9b37b94d
+# %% ../nbs/05_sgld.ipynb #33055779
 def pick_device(device: str | torch.device = 'auto') -> torch.device:
     "The device by name; 'auto' takes a GPU where there is one. Raises ValueError on a device that this machine lacks."
     if str(device) == 'auto': return torch.device('cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu')
     try: torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error: raise ValueError(f'device {str(device)!r} is not available here: {str(error).splitlines()[0]}') from None
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error: raise ValueError(f'device {str(device)!r} is not available here: {str(error).splitlines()[0]}') from None
     return torch.device(device)
 
 def _has_bfloat16(device: torch.device) -> bool:

@@ -6,8 +6,9 @@
 __all__ = ['save_checkpoint', 'read_checkpoint', 'load_checkpoint', 'Checkpoints', 'rescue', 'write_lock', 'Run',
            'new_run_folder', 'make_budget', 'train', 'resume']
 
-# %% ../nbs/07_training.ipynb #e84dedb1
+# %% ../nbs/07_training.ipynb #2d7018dc
 import json
+import math
 import platform
 import signal
 import threading
@@ -27,7 +28,7 @@ from .data import ImageData, load_data
 from .models import create_model, load_model, load_weights, model_from_config, read_config, save_weights, write_atomically, write_json
 from .trainer import Budget, DivergenceError, EnergySettings, EnergyTrainer, Settings, Trainer, contrastive_loss, get_settings, trainer_class
 
-# %% ../nbs/07_training.ipynb #393385f5
+# %% ../nbs/07_training.ipynb #b6f3c142
 def save_checkpoint(
     trainer: Trainer,
     path: Path,  # a .safetensors file, whose folder is made if it is missing
@@ -43,7 +44,7 @@ def read_checkpoint(
 ) -> tuple:  # tensors and record, for `Trainer.load_state`
     "Read a checkpoint; raises FileNotFoundError, or ValueError if it is damaged."
     tensors, record = load_weights(path)
-    if not record and path.with_suffix('.json').is_file():  # folders of version 0.0.1 have the record in a second file
+    if not record and path.with_suffix('.json').is_file():  # older folders have the record in a second file
         try: record = json.loads(path.with_suffix('.json').read_text())
         except ValueError as error: raise ValueError(f'{path.with_suffix(".json")} is damaged: {error}') from None
         if record.get('step') != int(tensors.get('step', -1)): raise ValueError(f'{path.with_suffix(".json")} is not of the same moment as {path.name}')
@@ -56,7 +57,7 @@ def load_checkpoint(
     "Bring a trainer to the state in a file; raises FileNotFoundError or ValueError, and changes nothing, where that cannot be."
     trainer.load_state(*read_checkpoint(path), str(path))
 
-# %% ../nbs/07_training.ipynb #4d3ccbf8
+# %% ../nbs/07_training.ipynb #fd9a1420
 class Checkpoints:
     "The checkpoints of a run in a folder: `state`, the newest; `previous`, the one before; `healthy`, where a rescue goes back to."
 
@@ -80,6 +81,7 @@ class Checkpoints:
         "Read the newest checkpoint that is whole; raises FileNotFoundError where there is none, ValueError where all are damaged."
         present, wrong = [self.path(name) for name in ('new', 'state', 'previous', 'healthy') if self.path(name).is_file()], []
         if not present: raise FileNotFoundError(f'{self.folder} holds no checkpoint, so there is nothing to go on from')
+        if present[0].stem in ('previous', 'healthy'): wrong.append(f'{self.path("state")} is missing')
         for path in present:
             try: return *read_checkpoint(path), path, wrong
             except ValueError as error: wrong.append(str(error))
@@ -104,13 +106,14 @@ def rescue(
     trainer.start_afresh(trainer.seed + 1_000_003 * len(trainer.rescues), again)
     return f'Rescue {len(trainer.rescues)}: {reason}. Went back to update {trainer.step}, on from there with {", ".join(f"{k} {v:.3g}" for k, v in changes.items())}'
 
-# %% ../nbs/07_training.ipynb #25674e83
+# %% ../nbs/07_training.ipynb #d7a3cbe2
 @contextmanager
 def write_lock(
     folder: Path,  # a run folder
+    what: str = 'run',  # 'run', or 'eval' for eval.json
 ):
     "Holds the right to write into a run folder; raises BlockingIOError while another process has it."
-    lock = FileLock(Path(folder) / '.lock', timeout=0)
+    lock = FileLock(Path(folder) / f'.{what}.lock', timeout=0)
     try: lock.acquire()
     except Timeout: raise BlockingIOError(f'{str(folder)!r} is being written by another process; wait for its end, or choose another --out') from None
     try: yield
@@ -134,7 +137,7 @@ def _stop_on_signal():
     finally:
         for number, handler in previous.items(): signal.signal(number, handler)
 
-# %% ../nbs/07_training.ipynb #95f32f2a
+# %% ../nbs/07_training.ipynb #8522ec27
 def _read_metrics(path) -> pd.DataFrame:
     if not path.is_file() or path.stat().st_size <= 1: return pd.DataFrame()
     try: return pd.read_csv(path)
@@ -151,10 +154,11 @@ class Run:
     @classmethod
     def load(cls,
         folder: str | Path,  # a run folder
+        which: str = 'last',  # 'last', or 'best' for the best model along the run
     ) -> 'Run':
         "A finished run from its folder; raises FileNotFoundError or ValueError with a word on what is wrong."
         folder = Path(folder)
-        return cls(folder, load_model(folder), _read_metrics(folder / 'metrics.csv'), read_config(folder))
+        return cls(folder, load_model(folder, which=which), _read_metrics(folder / 'metrics.csv'), read_config(folder))
 
     @property
     def chains(self) -> Tensor:
@@ -171,7 +175,7 @@ class Run:
     @property
     def figures(self) -> list: return sorted((self.folder / 'figures').glob('*.png'))
 
-# %% ../nbs/07_training.ipynb #dcadde31
+# %% ../nbs/07_training.ipynb #1db81321
 def new_run_folder(
     out: str | Path | None,  # the folder wanted, or None for a free name
     stem: str,  # how a free name begins, below `runs`
@@ -179,14 +183,14 @@ def new_run_folder(
     "A folder that holds no run yet, not created; raises FileExistsError if the one wanted does."
     if out is not None:
         out = Path(out)
-        if out.exists() and (not out.is_dir() or any(path.name != '.lock' for path in out.iterdir())):
+        if out.exists() and (not out.is_dir() or any(path.name != '.run.lock' for path in out.iterdir())):
             raise FileExistsError(f'{str(out)!r} exists and is not empty; choose another --out, or continue the run there with --resume')
         return out
     taken = 1
     while (folder := Path('runs') / f'{stem}-{taken}').exists(): taken += 1
     return folder
 
-# %% ../nbs/07_training.ipynb #a6178822
+# %% ../nbs/07_training.ipynb #66a3b81d
 class _Progress:  # the bar: how far, and the last measurements
     def __init__(self, show): self.bar = tqdm(total=100, unit='%', disable=not show, bar_format='{l_bar}{bar}| {elapsed}<{remaining} {postfix}')
 
@@ -198,7 +202,7 @@ class _Progress:  # the bar: how far, and the last measurements
 class _Saver:  # everything into the run folder: at an interval of time, at the end, and where all is well every 500 updates
     def __init__(self, folder, config, interval=60., healthy_every=500):
         self.folder, self.config, self.interval, self.healthy_every = folder, config, interval, healthy_every
-        self.checkpoints, self.last, self.saved = Checkpoints(folder / 'checkpoint', config), time.monotonic(), 0
+        self.checkpoints, self.last, self.saved = Checkpoints(folder / 'checkpoint', config), time.monotonic(), None
 
     def __call__(self, trainer, used):
         if trainer.step % self.healthy_every == 0 and not trainer.trouble(1.): self.checkpoints.save_healthy(trainer)
@@ -239,7 +243,7 @@ def make_budget(
     if not 0 < epochs < math.inf: raise ValueError(f'epochs must be positive, got {epochs}')
     return Budget(steps=max(1, round(epochs * steps_per_epoch)))
 
-# %% ../nbs/07_training.ipynb #142ab29b
+# %% ../nbs/07_training.ipynb #e4bb6403
 def train(
     model: str | nn.Module = 'cebm',  # a name for `create_model`, or a model of yours with an `energy` or a `trainer`
     data: str | ImageData = 'mnist-5k',  # a name for `load_data`, or a data set
@@ -255,18 +259,20 @@ def train(
     image_size: int | None = None,  # for 'folder:PATH': crop and scale to this many pixels
     model_options: dict | None = None,  # further arguments of `create_model`
     progress: bool = True,  # show a progress bar
+    save_every: float = 60.,  # seconds between checkpoints
     callbacks: tuple = (),  # functions of (trainer, used part of the budget), called after each update
     **settings,  # changes to the preset, see `get_settings`
 ) -> Run:
     "Train a model and leave a run folder; raises ValueError and OSError before it starts, DivergenceError later."
     chosen = get_settings(preset, model, **settings)
+    if not save_every >= 0: raise ValueError(f'save_every must be a number of seconds, got {save_every}')
     folder = new_run_folder(out, f'{data if isinstance(data, str) and ":" not in data else "own"}-{model if isinstance(model, str) else "own"}-{preset}-s{seed}')
     name = data if isinstance(data, str) else data.name
     if isinstance(data, str): data = load_data(data, root, image_size)
     if isinstance(model, str): model = create_model(model, data.in_shape, **dict(seed=seed) | (model_options or {}))
     trainer = trainer_class(model)(model, data, chosen, seed, device, precision)
     budget = make_budget(chosen, trainer.steps_per_epoch, minutes, epochs, steps)
-    config = dict(model=getattr(model, 'config', {'name': type(model).__name__}), data=name, image_size=image_size, preset=preset, seed=seed, device=str(trainer.device), precision=precision,
+    config = dict(model=getattr(model, 'config', {'name': type(model).__name__}), data=name, image_size=image_size, preset=preset, seed=seed, device=str(trainer.device), precision=precision, save_every=save_every,
                   budget=asdict(budget), settings=asdict(chosen), versions=_versions())
     folder.mkdir(parents=True, exist_ok=True)
     with write_lock(folder):
@@ -274,10 +280,10 @@ def train(
         write_json(folder / 'config.json', config)
         return _fit(trainer, budget, folder, config, progress, callbacks)
 
-# %% ../nbs/07_training.ipynb #4ad79341
+# %% ../nbs/07_training.ipynb #69a2f63a
 def _fit(trainer, budget, folder, config, progress, callbacks=()) -> Run:
-    saver, bar = _Saver(folder, config), _Progress(progress)
-    watch = (_watch,) if trainer.settings.rescues else ()
+    saver, bar = _Saver(folder, config, config.get('save_every', 60.)), _Progress(progress)
+    watch, trainer.folder = (_watch,) if trainer.settings.rescues else (), folder  # callbacks find it there
     with _stop_on_signal() as should_stop:
         try:
             saver.save(trainer)  # from here on the folder always holds a model that was healthy
@@ -290,6 +296,7 @@ def _fit(trainer, budget, folder, config, progress, callbacks=()) -> Run:
             status = 'interrupted' if should_stop() else 'complete'
             saver.save(trainer, status)
         except OSError as error:
+            if saver.saved is None: raise
             raise OSError(f'{error}; the checkpoint of update {saver.saved} in {str(folder)!r} is whole. Make room and go on with: cebm_train --resume {folder}') from None
         finally: bar.bar.close()
     if status == 'interrupted': print(f'Interrupted after {trainer.step} updates; everything is saved in {folder}. Go on with: cebm_train --resume {folder}')
@@ -305,10 +312,10 @@ def _rescue_or_give_up(trainer, saver, folder, error):
     done = f'{most} rescues are used up, the healthy model of update {trainer.step} is' if most else '--rescues is 0, what was healthy is'
     raise DivergenceError(f'{error}; {done} in {str(folder)!r}. Try a lower --learning_rate or more --sgld_steps') from None
 
-# %% ../nbs/07_training.ipynb #349e6e77
+# %% ../nbs/07_training.ipynb #8de22333
 def _same_run(config, record, path):
     before = record.get('config') or config  # older folders do not say
-    different = [key for key in before if before[key] != config.get(key) and key not in ('budget', 'versions', 'rescues')]
+    different = [key for key in before if before[key] != config.get(key) and key not in ('budget', 'versions', 'save_every')]
     if different: raise ValueError(f'{path} was changed since its checkpoint was made: {", ".join(f"{k} is {config.get(k)!r}, it was {before[k]!r}" for k in different)}')
 
 def resume(

@@ -6,7 +6,7 @@
 __all__ = ['vae_presets', 'bernoulli', 'padding_from', 'plan_sides', 'fitting_kernels', 'ConvDecoder', 'VAE', 'draw',
            'VAETrainer']
 
-# %% ../nbs/08_vae.ipynb #426f041c
+# %% ../nbs/08_vae.ipynb #fb90fd62
 import math
 
 import torch
@@ -17,7 +17,7 @@ from torch.distributions import Bernoulli, Distribution, Independent, Normal, kl
 from .conjugacy import MixturePrior, Prior
 from .encoders import ConvEncoder, activations
 from .families import Gaussian
-from .models import widen
+from .models import check_inputs, check_latents, widen
 from .trainer import Settings, Trainer
 
 # %% ../nbs/08_vae.ipynb #922588de
@@ -83,7 +83,7 @@ class ConvDecoder(nn.Module):
         "(B, latent_dim) -> (B, *out_shape), any real numbers."
         return self.net(z[:, :, None, None])
 
-# %% ../nbs/08_vae.ipynb #e73ce727
+# %% ../nbs/08_vae.ipynb #6874b848
 class VAE(nn.Module):
     """A variational autoencoder for images (B, C, H, W) in [0, 1] and latents (B, D). With a `MixturePrior` it is a GMM-VAE.
 
@@ -103,7 +103,7 @@ class VAE(nn.Module):
 
     def posterior(self, x: Tensor) -> Independent:
         "The approximate posterior q(z | x), batch shape (B,)."
-        mean, log_variance = widen(self.encoder(x)).chunk(2, 1)
+        mean, log_variance = widen(self.encoder(check_inputs(self, x))).chunk(2, 1)
         return Independent(Normal(mean, (log_variance / 2).exp()), 1)
 
     def image(self, z: Tensor) -> Distribution:
@@ -180,11 +180,11 @@ def responsibilities(self: VAE, x: Tensor) -> Tensor:
     q = self.posterior(x)
     return self.prior.components_of(torch.stack([q.mean, q.mean**2 + q.variance], -1))
 
-# %% ../nbs/08_vae.ipynb #290afa51
+# %% ../nbs/08_vae.ipynb #0bedde18
 @patch
 def decode(self: VAE, z: Tensor) -> Tensor:
     "The mean image of p(x | z): (B, D) -> (B, *in_shape), in [0, 1]."
-    return self.image(z).mean
+    return self.image(check_latents(z, self.prior.family.dim)).mean
 
 @patch
 def reconstruct(self: VAE, x: Tensor) -> Tensor:
