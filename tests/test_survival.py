@@ -22,7 +22,7 @@ MODELS = ['cebm', 'gmm-cebm', 'igebm', 'vae', 'gmm-vae', 'bigan', 'gmm-bigan']
 FAST = dict(data='digits', preset='smoke', progress=False, model_options=dict(latent_dim=16))
 
 
-def state(folder): return load_file(folder / 'checkpoint' / 'state.safetensors')
+def state(folder): return load_weights(folder / 'checkpoint' / 'state.safetensors')[0]
 
 
 def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
@@ -98,7 +98,7 @@ def test_a_full_disk_ends_the_run_with_its_checkpoint_whole(run):
 def test_a_disk_that_fills_up_while_training(short, tmp_path):
     small = tmp_path / 'small'
     small.mkdir()
-    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=3m', 'tmpfs', small], capture_output=True).returncode: pytest.skip('only root may mount')
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=16m', 'tmpfs', small], capture_output=True).returncode: pytest.skip('only root may mount')
     try:
         shutil.copytree(short, small / 'run')
         process = start(small, 'cebm_train', '--resume', 'run', '--steps', 1_000_000, '--quiet', preexec_fn=hear_ctrl_c)
