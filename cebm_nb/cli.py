@@ -135,7 +135,7 @@ def cebm_bench(
         result = run_bench(out, tuple(only.split(',')) if only else bench_parts, repeats, device)
         print(f'{result["machine"]}. Written: {Path(out) / "bench.json"}')
 
-# %% ../nbs/18_cli.ipynb #3156cc03
+# %% ../nbs/18_cli.ipynb #a1e3c1c3
 @torch.no_grad()
 def reconstruction_pairs(
     model: nn.Module,  # with `reconstruct` and a `value_range`
@@ -152,7 +152,7 @@ def draw_run(
     root: str | None = None,  # folder with downloaded data
 ):
     "Curves, samples and, where the model can, reconstructions of test images, into the run's `figures`."
-    save_figure(plot_training(run.metrics), run.folder / 'figures' / 'training.png')
+    if len(run.metrics): save_figure(plot_training(run.metrics), run.folder / 'figures' / 'training.png')  # there is none of a run that was stopped at once
     if hasattr(run.model, 'sample'): samples = sample_images(run, 100, device=device)
     else: samples = sample_images(run, min(100, len(run.chains)), steps=50, device=device)
     save_figure(plot_images(samples), run.folder / 'figures' / 'samples.png')

@@ -222,7 +222,7 @@ def descend(self: Trainer,
     optimiser.step()
     return norm
 
-# %% ../nbs/06_trainer.ipynb #2402453c
+# %% ../nbs/06_trainer.ipynb #fe42f96b
 @patch
 @torch.no_grad()
 def _update_average(self: Trainer):
@@ -236,7 +236,10 @@ def update(self: Trainer,
     used: float = 0.,  # part of the budget used up, from 0 to 1
 ) -> dict:  # measurements, as tensors
     "One update of the weights. Raises DivergenceError when the loss is not finite."
-    row = self.learn(self.batch(), used)
+    try: row = self.learn(self.batch(), used)
+    except ValueError as error:  # torch.distributions say it so
+        if not str(error).startswith('Expected parameter'): raise
+        raise DivergenceError(f'the parameters of a distribution are not finite at update {self.step}') from None
     self.step += 1
     self._update_average()
     return row

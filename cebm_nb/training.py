@@ -280,7 +280,7 @@ def train(
         write_json(folder / 'config.json', config)
         return _fit(trainer, budget, folder, config, progress, callbacks)
 
-# %% ../nbs/07_training.ipynb #69a2f63a
+# %% ../nbs/07_training.ipynb #5a6d0d30
 def _fit(trainer, budget, folder, config, progress, callbacks=()) -> Run:
     saver, bar = _Saver(folder, config, config.get('save_every', 60.)), _Progress(progress)
     watch, trainer.folder = (_watch,) if trainer.settings.rescues else (), folder  # callbacks find it there
@@ -307,7 +307,10 @@ def _rescue_or_give_up(trainer, saver, folder, error):
     if len(trainer.rescues) < most:
         tqdm.write(rescue(trainer, path, str(error)))
         return saver.save(trainer)
-    if most: trainer.load_state(*read_checkpoint(path), str(path))  # the healthy model is what stays
+    if most:
+        rescues = trainer.rescues
+        load_checkpoint(trainer, path)  # the healthy model is what stays
+        trainer.rescues = rescues
     saver.save(trainer, 'diverged') if most else saver.record(trainer, 'diverged')
     done = f'{most} rescues are used up, the healthy model of update {trainer.step} is' if most else '--rescues is 0, what was healthy is'
     raise DivergenceError(f'{error}; {done} in {str(folder)!r}. Try a lower --learning_rate or more --sgld_steps') from None
