@@ -59,7 +59,7 @@ def widen(x: Tensor) -> Tensor:
     "Half precision becomes float32; everything else stays as it is."
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
-# %% ../nbs/03_models.ipynb #d4980028
+# %% ../nbs/03_models.ipynb #b1612e57
 def check_images(
     x: Tensor,  # images as floats, of any shape
     value_range: tuple = (-1., 1.),  # the lowest and the highest value allowed
@@ -89,12 +89,13 @@ def check_latents(
     z: Tensor,  # latents, (B, D)
     dim: int,  # D
 ) -> Tensor:
-    "`z` itself; raises ValueError unless it has the shape (B, D) and is finite."
+    "`z` itself; raises ValueError unless it holds floats, has the shape (B, D) and is finite."
+    if not isinstance(z, Tensor) or not z.is_floating_point(): raise ValueError(f'latents must be a tensor of floats, got {z.dtype if isinstance(z, Tensor) else type(z).__name__}')
     if z.dim() != 2 or z.shape[1] != dim: raise ValueError(f'latents must have the shape (B, {dim}), got {tuple(z.shape)}')
     if not z.isfinite().all(): raise ValueError('latents must be finite, got NaN or infinite values')
     return z
 
-# %% ../nbs/03_models.ipynb #65e9ba94
+# %% ../nbs/03_models.ipynb #e266e740
 class CEBM(nn.Module):
     """A conjugate energy-based model, -E(x, z) = <t(x), eta(z)> + log p(z | lambda), over images x and latents z.
 
@@ -114,7 +115,7 @@ class CEBM(nn.Module):
 
     def suff_stats(self, x: Tensor) -> Tensor:
         "Neural sufficient statistics t(x), natural parameters: (B, *in_shape) -> (B, *family.natural_shape)."
-        return self._suff_stats_of(self.encoder(check_inputs(self, x)))
+        return self._suff_stats_of(self.encoder(x))
 
     def _suff_stats_of(self, features: Tensor) -> Tensor:
         return self.prior.family.to_natural(widen(features).unflatten(1, self.prior.family.natural_shape))
@@ -127,21 +128,21 @@ class CEBM(nn.Module):
         "The same from what the encoder makes of x: (B, n) -> (B,)."
         return self.prior.energy(self._suff_stats_of(features))
 
-# %% ../nbs/03_models.ipynb #099036af
+# %% ../nbs/03_models.ipynb #c6718c06
 @patch
 def posterior(self: CEBM, x: Tensor) -> Distribution:
     "The exact posterior p(z | x), batch shape (B,), a `torch.distributions` object."
-    return self.prior.posterior(self.suff_stats(x))
+    return self.prior.posterior(self.suff_stats(check_inputs(self, x)))
 
 @patch
 def responsibilities(self: CEBM, x: Tensor) -> Tensor:
     "p(component k | x): (B, *in_shape) -> (B, K), rows that sum to 1."
-    return self.prior.responsibilities(self.suff_stats(x))
+    return self.prior.responsibilities(self.suff_stats(check_inputs(self, x)))
 
 @patch
 def encode(self: CEBM, x: Tensor) -> Tensor:
     "The representation of an image, its posterior mean: (B, *in_shape) -> (B, dim)."
-    return self.prior.encode(self.suff_stats(x))
+    return self.prior.encode(self.suff_stats(check_inputs(self, x)))
 
 # %% ../nbs/03_models.ipynb #762af734
 @patch

@@ -53,7 +53,7 @@ class SGLD:
             if self.clamp is not None: x.clamp_(-self.clamp, self.clamp)
         return x
 
-# %% ../nbs/05_sgld.ipynb #defa488b
+# %% ../nbs/05_sgld.ipynb #33dbc012
 class ReplayBuffer:
     """Chains of SGLD that persist between updates of the model; each draw restarts some of them from uniform noise on [-1, 1].
 
@@ -69,7 +69,9 @@ class ReplayBuffer:
         if not isinstance(size, int) or size < 1: raise ValueError(f'size must be a whole number of at least 1, got {size!r}')
         if not isinstance(restart_prob, int | float) or not 0 <= restart_prob <= 1: raise ValueError(f'restart_prob must be from 0 to 1, got {restart_prob}')
         self.size, self.shape, self.restart_prob = size, tuple(shape), restart_prob
-        self.chains = torch.empty(size, *shape, device=device).uniform_(-1, 1, generator=generator)
+        try: chains = torch.empty(size, *shape, device=device)
+        except (RuntimeError, TypeError, OverflowError) as error: raise ValueError(f'no memory for {size} chains of shape {tuple(shape)}: {str(error).splitlines()[0]}') from None
+        self.chains = chains.uniform_(-1, 1, generator=generator)
 
     def draw(self,
         n: int,  # how many chains

@@ -74,7 +74,7 @@ made = {name: create_model(name, (1, 8, 8), latent_dim=4).eval() for name in mod
 @given(st.sampled_from(model_names), tensors(), tensors(st.integers(1, 3)))
 def test_images_and_latents_that_do_not_belong(name, x, z):
     model = made[name]
-    for method in ('encode', 'posterior', 'responsibilities', 'reconstruct', 'suff_stats'):
+    for method in ('encode', 'posterior', 'responsibilities', 'reconstruct'):
         if not hasattr(model, method): continue
         counted['images'] += 1
         with pytest.raises(ValueError) as caught: getattr(model, method)(x)  # none of these is (B, 1, 8, 8) and on the scale of the model
@@ -93,6 +93,7 @@ def test_images_on_another_scale(name, value, word):
 @many(300)
 @given(st.sampled_from(['learning_rate', 'batch_size', 'sgld_steps', 'max_gap', 'average', 'cosine', 'rescues', 'buffer_size', 'restart_prob', 'no_such']), junk, junk, st.sampled_from(['paper', 'cpu', 'smoke', 'x']))
 def test_settings_and_budgets(name, value, other, preset):
+    if name == 'buffer_size' and isinstance(value, int) and value > 100: value = 2**50  # not one that would just fit
     counted['settings'] += 3
     told(lambda: get_settings(preset, 'cebm', **{name: value}))
     told(lambda: Budget(steps=value, minutes=other))
