@@ -49,7 +49,7 @@ class PairDiscriminator(nn.Module):
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         return widen(self.pair(torch.cat([self.image(x), self.latent(z)], 1)))[:, 0]
 
-# %% ../nbs/09_bigan.ipynb #a4a52c32
+# %% ../nbs/09_bigan.ipynb #4d0f31c4
 class BiGAN(nn.Module):
     """A bidirectional adversarial network for images (B, C, H, W) in [-1, 1] and latents (B, D). With a `MixturePrior` it is a GMM-BiGAN.
 
@@ -73,7 +73,7 @@ class BiGAN(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         "The image G(z): (B, D) -> (B, *in_shape), in [-1, 1]."
-        return torch.tanh(widen(self.generator(check_latents(z, self.prior.family.dim))))
+        return torch.tanh(widen(self.generator(check_latents(z, self.prior.family.dim).to(next(self.parameters()).dtype))))
 
     def reconstruct(self, x: Tensor) -> Tensor:
         "G(E(x)), which nothing in the loss compares with x: (B, *in_shape) -> (B, *in_shape)."

@@ -59,7 +59,7 @@ def widen(x: Tensor) -> Tensor:
     "Half precision becomes float32; everything else stays as it is."
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
-# %% ../nbs/03_models.ipynb #b1612e57
+# %% ../nbs/03_models.ipynb #62fa93cc
 def check_images(
     x: Tensor,  # images as floats, of any shape
     value_range: tuple = (-1., 1.),  # the lowest and the highest value allowed
@@ -81,9 +81,9 @@ def check_inputs(
     model: nn.Module,  # with an `in_shape` and a `value_range`
     x: Tensor,  # images for it
 ) -> Tensor:
-    "`x` itself; raises ValueError unless it is a batch of images for this model, finite and on its scale."
+    "`x` in the type of the weights; raises ValueError unless it is a batch of images for this model, finite and on its scale."
     if x.shape[1:] != tuple(model.in_shape): raise ValueError(f'images must have the shape (B, {", ".join(map(str, model.in_shape))}), got {tuple(x.shape)}')
-    return check_images(x, model.value_range, slack=9.)
+    return check_images(x, model.value_range, slack=9.).to(next(model.parameters(), x).dtype)
 
 def check_latents(
     z: Tensor,  # latents, (B, D)

@@ -180,11 +180,11 @@ def responsibilities(self: VAE, x: Tensor) -> Tensor:
     q = self.posterior(x)
     return self.prior.components_of(torch.stack([q.mean, q.mean**2 + q.variance], -1))
 
-# %% ../nbs/08_vae.ipynb #0bedde18
+# %% ../nbs/08_vae.ipynb #7d8b5b37
 @patch
 def decode(self: VAE, z: Tensor) -> Tensor:
     "The mean image of p(x | z): (B, D) -> (B, *in_shape), in [0, 1]."
-    return self.image(check_latents(z, self.prior.family.dim)).mean
+    return self.image(check_latents(z, self.prior.family.dim).to(next(self.parameters()).dtype)).mean
 
 @patch
 def reconstruct(self: VAE, x: Tensor) -> Tensor:

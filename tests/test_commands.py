@@ -40,7 +40,7 @@ def folder(tmp_path_factory):
 
 def test_a_run_folder_holds_what_the_design_says(folder):
     names = {p.relative_to(folder / 'run').as_posix() for p in (folder / 'run').rglob('*') if p.is_file()}
-    assert names >= {'config.json', 'metrics.csv', 'model.safetensors', 'checkpoint/state.safetensors', 'checkpoint/state.json', 'figures/samples.png', 'figures/training.png'}
+    assert names >= {'config.json', 'metrics.csv', 'model.safetensors', 'checkpoint/state.safetensors', 'figures/samples.png', 'figures/training.png'}
     assert not [n for n in names if 'part' in n]
     config = json.loads((folder / 'run' / 'config.json').read_text())
     assert config['seed'] == 0 and config['settings']['sgld_steps'] == 3 and config['versions']['torch'] and config['finished']['updates'] == 12
