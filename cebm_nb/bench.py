@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['growths', 'bench_parts', 'take_turns', 'matmul', 'step_operations', 'plain_model', 'plain_sample', 'torchebm_sampler',
-           'bench_step', 'plain_update', 'bench_update', 'bench_encode', 'step_memory', 'bench_growth', 'machine',
-           'plot_growth', 'step_table', 'run_bench']
+           'bench_step', 'plain_update', 'bench_update', 'bench_encode', 'step_memory', 'bench_growth', 'plot_growth',
+           'step_table', 'run_bench']
 
-# %% ../nbs/17_bench.ipynb #e072cf79
+# %% ../nbs/17_bench.ipynb #d25f082e
 import copy
 import json
 import math
-import platform
 import statistics
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from .models import check_name, create_model, write_json
 from .plots import save_figure
 from .sgld import SGLD, FrozenEnergy, frozen, mixed_precision, pick_device
 from .trainer import contrastive_loss, get_settings, trainer_class
+from .training import machine
 
 # %% ../nbs/17_bench.ipynb #42ecc3fc
 def take_turns(
@@ -201,13 +201,6 @@ def bench_growth(
         if what == 'batch' and memory and pick_device(device).type == 'cpu' and not math.isnan(added := step_memory(value)): record['memory MiB'] = added
         records.append(record)
     return records
-
-# %% ../nbs/17_bench.ipynb #a5d8fba4
-def machine() -> str:
-    "The processor, its cores, and the GPU if there is one, in words."
-    try: model = next(line.split(':')[1].strip() for line in Path('/proc/cpuinfo').read_text().splitlines() if line.startswith('model name'))
-    except (OSError, StopIteration): model = platform.processor() or platform.machine()
-    return ', '.join([model, f'{torch.get_num_threads()} threads', f'torch {torch.__version__}', *([torch.cuda.get_device_name()] if torch.cuda.is_available() else [])])
 
 # %% ../nbs/17_bench.ipynb #1151ee96
 def plot_growth(

@@ -160,7 +160,7 @@ def draw_run(
         test = load_data(run.config['data'], root, run.config['image_size']).test
         save_figure(plot_images(reconstruction_pairs(run.model, test), columns=10), run.folder / 'figures' / 'reconstructions.png')
 
-# %% ../nbs/18_cli.ipynb #8decb44a
+# %% ../nbs/18_cli.ipynb #964c1804
 @call_parse
 def cebm_train(
     data: str = 'mnist-5k',  # mnist-5k, digits, digits-m, fashion-mnist, mnist, emnist-digits, cifar10, svhn, svhn-extra, dtd, or folder:PATH
@@ -199,6 +199,7 @@ def cebm_train(
     sgld_clamp: float = None,  # keep chains within [-c, c]
     buffer_size: int = None,  # chains in the replay buffer
     restart_prob: float = None,  # probability that a chain starts anew
+    chain_reach: float = None,  # a chain with a value beyond [-reach, reach] starts anew in any case
     save_every: float = 60.,  # seconds between checkpoints
     judge_every: int = 500,  # updates between two measurements of accuracy and samples, which choose the best model; 0: never
     quiet: store_true = False,  # no progress bar
@@ -207,7 +208,7 @@ def cebm_train(
     given = dict(batch_size=batch_size, learning_rate=learning_rate, warmup=warmup, grad_clip=grad_clip, average=average, rescues=rescues, instance_noise=instance_noise,
                  discriminator_rate=discriminator_rate, data_noise=data_noise,
                  energy_penalty=energy_penalty, max_gap=max_gap, sgld_steps=sgld_steps, sgld_step_size=sgld_step_size, sgld_noise=sgld_noise,
-                 sgld_clamp=sgld_clamp, buffer_size=buffer_size, restart_prob=restart_prob)
+                 sgld_clamp=sgld_clamp, buffer_size=buffer_size, restart_prob=restart_prob, chain_reach=chain_reach)
     given = {k: v for k, v in given.items() if v is not None}
     with plain_errors('cebm_train'):
         judges = (Judge(judge_every),) if judge_every else ()

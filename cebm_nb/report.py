@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['published_labels', 'published', 'published_table', 'EvaluatedRun', 'read_runs', 'training_command', 'merge_results',
-           'markdown_table', 'as_html', 'runs_table', 'section_figures', 'run_pictures', 'write_report']
+           'markdown_table', 'as_html', 'runs_table', 'machines', 'records_table', 'seeds_table', 'section_figures',
+           'run_pictures', 'write_report', 'make_card', 'card_text', 'pack_model']
 
-# %% ../nbs/16_report.ipynb #c524c2a9
+# %% ../nbs/16_report.ipynb #b48429b4
 import html
 import inspect
 import json
@@ -14,13 +15,14 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from markdown_it import MarkdownIt
 
 from .data import load_data
-from .evaluation import evaluation_parts, evaluation_tables, neighbour_figures, ood_table, part_key, part_titles
-from .models import model_class, read_config, write_atomically
-from .plots import plot_few_label, save_figure
+from .evaluation import evaluation_parts, evaluation_tables, few_label_table, neighbour_figures, ood_table, part_key, part_titles
+from .models import load_model, model_class, read_config, save_weights, write_atomically
+from .plots import plot_few_label, plot_learning, save_figure
 from .trainer import get_settings
 
 # %% ../nbs/16_report.ipynb #00a8ead3
@@ -118,24 +120,67 @@ def as_html(
     body = MarkdownIt('js-default').render(text)
     return f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title><style>{_style}</style></head><body>\n{body}</body></html>\n'
 
-# %% ../nbs/16_report.ipynb #befbd849
+# %% ../nbs/16_report.ipynb #20ab50a1
 def runs_table(
     runs: list,  # EvaluatedRuns
 ) -> pd.DataFrame:
     "What was trained, how long, where, and by which command."
     def row(c):
         done = c.get('finished', {})
-        return {'updates': f"{done['updates']:,}" if done else '', 'minutes': f"{done['seconds'] / 60:.1f}" if done else '', 'ended': done.get('status', ''), 'device': c.get('device', '')}
+        return {'updates': f"{done['updates']:,}" if done else '', 'minutes': f"{done['seconds'] / 60:.1f}" if done else '', 'ended': done.get('status', ''), 'rescues': str(len(c.get('rescues', []))), 'seed': str(c.get('seed', '')), 'device': c.get('device', ''), 'commit': c.get('versions', {}).get('commit') or ''}
     return pd.DataFrame.from_dict({run.title: row(run.config) | {'command': f'`{training_command(run.config)}`'} for run in runs}, orient='index')
 
-# %% ../nbs/16_report.ipynb #89bf3039
+def machines(
+    runs: list,  # EvaluatedRuns
+) -> str:
+    "One sentence on the machines that trained."
+    found = dict.fromkeys(run.config.get('versions', {}).get('machine') for run in runs)
+    return 'Trained on: ' + '; '.join(name or 'a machine that was not noted' for name in found) + '.'
+
+# %% ../nbs/16_report.ipynb #c13c5a8c
+def records_table(
+    runs: list,  # EvaluatedRuns
+    part: str,  # one of `evaluation_parts`
+) -> pd.DataFrame:
+    "The records of a part as a long table, with data set, run, seed, updates, minutes, commit and command; the published few-label figures at its end."
+    def about(run):
+        done, config = run.config.get('finished', {}), run.config
+        return dict(data=run.result['data'], run=run.folder.name, model=config['model']['name'], seed=config.get('seed'), updates=done.get('updates'), minutes=round(done['seconds'] / 60, 1) if done else None,
+                    commit=config.get('versions', {}).get('commit'), command=training_command(config))
+    rows = [about(run) | {k: v for k, v in r.items() if not isinstance(v, (list, dict))} for run in runs for r in run.result[part_key(part)]]
+    if part == 'few-label':
+        for data in dict.fromkeys(run.result['data'] for run in runs):
+            rows += [dict(data=data, model=name, representation=f'{name}, published', labels_per_class=n, accuracy_mean=v / 100) for name, values in published.get('svhn' if data == 'svhn-extra' else data, {}).items() for n, v in zip(published_labels, values)]
+    return pd.DataFrame(rows)
+
+# %% ../nbs/16_report.ipynb #2b977827
+def seeds_table(
+    runs: list,  # EvaluatedRuns on one data set
+) -> pd.DataFrame:  # empty where no model was trained with two seeds
+    "Few-label accuracies over seeds, in per cent: a row for each command that was run with several."
+    groups = {}
+    for run in runs: groups.setdefault(training_command(run.config | dict(seed=0, model=run.config['model'] | dict(seed=0))), []).append(run)
+    rows = {}
+    for same in groups.values():
+        if len({run.config['seed'] for run in same}) < 2: continue
+        values = {}
+        for run in same:
+            for r in run.result['few_label']:
+                if r['representation'] != 'pixel': values.setdefault(str(r['labels_per_class']), []).append(100 * r['accuracy_mean'])
+        rows[f'{same[0].config["model"]["name"]}, {len(same)} seeds'] = {n: f'{np.mean(v):.1f} ± {np.std(v, ddof=1):.1f}' for n, v in values.items()}
+    return pd.DataFrame.from_dict(rows, orient='index').fillna('')
+
+# %% ../nbs/16_report.ipynb #ada95a72
 def section_figures(
     runs: list,  # EvaluatedRuns on one data set
     merged: dict,  # their records, from `merge_results`
     root: str | Path | None = None,  # folder with downloaded data
 ) -> dict:  # parts, to file stems and figures
-    "Accuracies, and neighbours where the data can be read and all runs were asked for the same queries."
+    "Learning curves, accuracies, and neighbours where the data can be read and all runs were asked for the same queries."
     figures, records = {}, merged['neighbours']
+    curves = {run.title: pd.read_csv(path) for run in runs if (path := run.folder / 'health.csv').is_file()}
+    curves = {title: table for title, table in curves.items() if len(table) > 1 and table.accuracy.notna().any()}
+    if curves: figures['learning'] = {'learning': plot_learning(curves)}
     if merged['few_label']: figures['few-label'] = {'few_label': plot_few_label(merged['few_label'])}
     if not records or any(r['queries'] != records[0]['queries'] for r in records): return figures
     try: data = load_data(runs[0].result['data'], root, runs[0].config.get('image_size'), download=False)
@@ -150,7 +195,7 @@ def run_pictures(
     found = {part: [path for pattern in names for path in sorted((run.folder / 'figures').glob(f'{pattern}.png'))] for part, names in patterns.items()}
     return {part: paths for part, paths in found.items() if run.result[part_key(part)]}
 
-# %% ../nbs/16_report.ipynb #2e9c4be7
+# %% ../nbs/16_report.ipynb #da98d7b0
 def _tables(part, merged, data):
     table = evaluation_tables(merged).get(part)
     if table is None: return []
@@ -165,7 +210,11 @@ def _section(runs, out, root, with_pictures):
     data, first = runs[0].result['data'], runs[0].result
     merged, notes = merge_results(runs)
     figures, slug = section_figures(runs, merged, root) if with_pictures else {}, ''.join(c if c.isalnum() else '-' for c in data)
-    lines = [f'## {data}', f'{first["train_images"]:,} training and {first["test_images"]:,} test images.', markdown_table(runs_table(runs))]
+    lines = [f'## {data}', f'{first["train_images"]:,} training and {first["test_images"]:,} test images. {machines(runs)}', markdown_table(runs_table(runs))]
+    if 'learning' in figures:
+        save_figure(figures.pop('learning')['learning'], out / 'figures' / f'{slug}-learning.png')
+        lines += ['Accuracy along each run, on training images held out from a classifier with ten labels a class (`health.csv`); no test image is used.', f'![learning curves on {data}](figures/{slug}-learning.png)']
+    if len(found := seeds_table(runs)): lines += ['Over seeds: the mean of the few-label accuracies in %, ± the standard deviation between runs that differ only in their seed.', markdown_table(found)]
     for part in evaluation_parts:
         found = _tables(part, merged, data)
         pictures = {run.title: run_pictures(run).get(part, []) for run in runs} if with_pictures else {}
@@ -183,10 +232,10 @@ def _section(runs, out, root, with_pictures):
     told = notes + [f'{run.title}: {sentence}' for run in runs for sentence in run.result['skipped']]
     return lines + (['### Not run, and left out', '\n'.join(f'- {line}' for line in told)] if told else [])
 
-# %% ../nbs/16_report.ipynb #4e1d945a
+# %% ../nbs/16_report.ipynb #ad08411b
 def write_report(
     folders: list,  # run folders, evaluated
-    out: str | Path = 'report',  # folder of the page; report.md and report.html in it are replaced
+    out: str | Path = 'report',  # folder of the page; report.md, report.html and a CSV file for each part; those of before are replaced
     title: str = 'Conjugate energy-based models and their rivals',  # of the page
     root: str | Path | None = None,  # folder with downloaded data
     pictures: bool = True,  # tables and pictures, or tables only
@@ -198,6 +247,54 @@ def write_report(
     lines = [f'# {title}', 'Every number was computed by `cebm_eval` on the test images of the data set that heads its section, with the pixels beside it, except rows marked as published, which are quoted. A blank was not run, or is explained at the end of its section.']
     for data in dict.fromkeys(run.result['data'] for run in runs): lines += _section([run for run in runs if run.result['data'] == data], out, root, pictures)
     text = '\n\n'.join(lines) + '\n'
+    for part in evaluation_parts:
+        if len(table := records_table(runs, part)): write_atomically(out / f'{part_key(part)}.csv', lambda p: table.to_csv(p, index=False))
     write_atomically(out / 'report.md', lambda p: p.write_text(text))
     write_atomically(out / 'report.html', lambda p: p.write_text(as_html(text, title)))
     return out / 'report.html'
+
+# %% ../nbs/16_report.ipynb #1b105cbb
+def make_card(
+    run: EvaluatedRun,
+    limits: str,  # what the model should not be used for, in a sentence or two
+    licence: str = 'Apache 2.0',  # of the weights
+) -> dict:
+    "What is known about a trained model, as a plain record: data, command, machine, accuracies, detection, limits, licence."
+    config, done = run.config, run.config.get('finished', {})
+    few = [{k: r[k] for k in ('representation', 'labels_per_class', 'accuracy_mean', 'accuracy_sd', 'draws')} for r in run.result['few_label']]
+    ood = [{k: r[k] for k in ('representation', 'score', 'outside', 'auroc')} for r in run.result['ood']]
+    return dict(model=config['model']['name'], data=run.result['data'], train_images=run.result['train_images'], test_images=run.result['test_images'], command=training_command(config), updates=done.get('updates'),
+                minutes=round(done['seconds'] / 60, 1) if done else None, versions=config.get('versions', {}), few_label=few, ood=ood, limits=limits, licence=licence)
+
+def card_text(
+    name: str,  # of the model
+    card: dict,  # from `make_card`
+) -> str:
+    "A card as Markdown."
+    shape = f"{card['model']}, trained without labels on the {card['train_images']:,} training images of {card['data']}: `{card['command']}`, {card['updates']:,} updates in {card['minutes']} minutes"
+    result = dict(few_label=[r | dict(converged=True) for r in card['few_label']])
+    lines = [f'# {name}', f"{shape} ({card['versions'].get('machine') or 'machine not noted'}; commit {card['versions'].get('commit') or 'not noted'}).",
+             f"Use: `load_model('{name}')`, then `encode(x)`, and `energy(x)` and `posterior(x)` where the model has them.",
+             f"{part_titles['few-label']}; {card['test_images']:,} test images.", markdown_table(few_label_table(result))]
+    if card['ood']:
+        rows = {}
+        for r in card['ood']: rows.setdefault(f"{r['representation']}, {r['score']}", {})[r['outside']] = f"{100 * r['auroc']:.1f}"
+        lines += ['AUROC in % of test images against strangers.', markdown_table(pd.DataFrame.from_dict(rows, orient='index').fillna(''))]
+    return '\n\n'.join([*lines, f"Limits: {card['limits']}", f"Licence of the weights: {card['licence']}."]) + '\n'
+
+def pack_model(
+    folder: str | Path,  # a run folder that `cebm_eval` has been through
+    path: str | Path,  # the .safetensors file to write; the card goes beside it as .md
+    limits: str,  # what the model should not be used for, in a sentence or two
+    which: str = 'last',  # or 'best', evaluated with --which best
+    licence: str = 'Apache 2.0',  # of the weights
+) -> Path:
+    "Write a trained model as one file that `load_model` reads, with its card; raises ValueError or FileNotFoundError on a folder that is no evaluated run."
+    path, folder = Path(path), Path(folder)
+    if path.suffix != '.safetensors': raise ValueError(f'path must end in .safetensors, got {str(path)!r}')
+    run = read_runs([folder / 'best' if which == 'best' else folder])[0]
+    card, model = make_card(run, limits, licence), load_model(folder, which=which)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_weights(path, model.state_dict(), dict(model=run.config['model'], card=card))
+    write_atomically(path.with_suffix('.md'), lambda p: p.write_text(card_text(path.stem, card)))
+    return path

@@ -53,7 +53,7 @@ class SGLD:
             if self.clamp is not None: x.clamp_(-self.clamp, self.clamp)
         return x
 
-# %% ../nbs/05_sgld.ipynb #33dbc012
+# %% ../nbs/05_sgld.ipynb #5347b6a3
 class ReplayBuffer:
     """Chains of SGLD that persist between updates of the model; each draw restarts some of them from uniform noise on [-1, 1].
 
@@ -63,12 +63,14 @@ class ReplayBuffer:
         size: int,  # number of chains
         shape: tuple,  # shape of one chain, (C, H, W)
         restart_prob: float = 0.05,  # probability that a drawn chain starts anew
+        reach: float | None = None,  # a chain with a value beyond [-reach, reach] starts anew in any case; None: only one that is not finite
         generator: torch.Generator | None = None,  # where the noise comes from; on `device`
         device: str | torch.device = 'cpu',  # where the chains are kept
     ):
         if not isinstance(size, int) or size < 1: raise ValueError(f'size must be a whole number of at least 1, got {size!r}')
         if not isinstance(restart_prob, int | float) or not 0 <= restart_prob <= 1: raise ValueError(f'restart_prob must be from 0 to 1, got {restart_prob}')
-        self.size, self.shape, self.restart_prob = size, tuple(shape), restart_prob
+        if reach is not None and not reach > 1: raise ValueError(f'reach must be above 1, where chains begin, got {reach}')
+        self.size, self.shape, self.restart_prob, self.reach = size, tuple(shape), restart_prob, math.inf if reach is None else reach
         try: chains = torch.empty(size, *shape, device=device)
         except (RuntimeError, TypeError, OverflowError) as error: raise ValueError(f'no memory for {size} chains of shape {tuple(shape)}: {str(error).splitlines()[0]}') from None
         self.chains = chains.uniform_(-1, 1, generator=generator)
@@ -81,8 +83,9 @@ class ReplayBuffer:
         if not 1 <= n <= self.size: raise ValueError(f'cannot draw {n} chains from a buffer of {self.size}; the batch must not be larger than the buffer')
         index = torch.randperm(self.size, generator=generator, device=self.chains.device)[:n]
         noise = torch.empty(n, *self.shape, device=self.chains.device).uniform_(-1, 1, generator=generator)
-        restart = torch.rand(n, generator=generator, device=self.chains.device) < self.restart_prob
-        return index, torch.where(restart.view(-1, *[1] * len(self.shape)), noise, self.chains[index])
+        chains, chance = self.chains[index], torch.rand(n, generator=generator, device=self.chains.device)
+        restart = (chance < self.restart_prob) | ~(chains.flatten(1).abs().amax(1) <= min(self.reach, torch.finfo(chains.dtype).max))
+        return index, torch.where(restart.view(-1, *[1] * len(self.shape)), noise, chains)
 
     def update(self,
         index: Tensor,  # positions, as `draw` gave them

@@ -77,7 +77,7 @@ class Settings:
         check_numbers(self, ('batch_size', 'learning_rate', 'epochs', 'grad_clip'), ('warmup', 'average', 'rescues'))
         if not self.average < 1: raise ValueError(f'average must be from 0 to below 1, got {self.average}')
 
-# %% ../nbs/06_trainer.ipynb #569610bb
+# %% ../nbs/06_trainer.ipynb #fd731660
 @dataclass(frozen=True)
 class EnergySettings(Settings):
     "Settings of CEBM, GMM-CEBM and IGEBM; the defaults are those of Wu et al. 2021. Raises ValueError on values that make no sense."
@@ -90,19 +90,21 @@ class EnergySettings(Settings):
     sgld_clamp: float | None = None  # keep chains within [-clamp, clamp]
     buffer_size: int = 5000  # chains in the replay buffer
     restart_prob: float = 0.05  # probability that a drawn chain starts anew from noise
+    chain_reach: float | None = None  # a chain with a value beyond [-reach, reach] starts anew; None: only one that is not finite
 
     def __post_init__(self):
         super().__post_init__()
         check_numbers(self, ('sgld_steps', 'sgld_step_size', 'buffer_size', 'max_gap', 'sgld_clamp'), ('data_noise', 'energy_penalty', 'sgld_noise'), ('restart_prob',))
+        if self.chain_reach is not None and not self.chain_reach > 1: raise ValueError(f'chain_reach must be above 1, where chains begin, got {self.chain_reach}')
         if self.batch_size > self.buffer_size: raise ValueError(f'batch_size must not be larger than buffer_size, got {self.batch_size} and {self.buffer_size}')
 
     @property
     def sgld(self) -> SGLD: return SGLD(self.sgld_step_size, self.sgld_noise, self.sgld_steps, self.sgld_clamp)
 
-# %% ../nbs/06_trainer.ipynb #16ed6fbf
+# %% ../nbs/06_trainer.ipynb #dd60abed
 energy_presets = dict(
     paper=EnergySettings(),
-    cpu=EnergySettings(learning_rate=5e-4, warmup=200, cosine=True, grad_clip=1., average=0.999, data_noise=0.2, max_gap=10., sgld_steps=8, buffer_size=1000, restart_prob=0.01, epochs=50),
+    cpu=EnergySettings(learning_rate=5e-4, warmup=200, cosine=True, grad_clip=1., average=0.999, data_noise=0.2, max_gap=10., sgld_steps=8, buffer_size=1000, restart_prob=0.01, chain_reach=10., epochs=50),
     smoke=EnergySettings(batch_size=16, learning_rate=3e-4, sgld_steps=3, buffer_size=64, max_gap=5., grad_clip=1., epochs=0.2),
 )
 
@@ -302,7 +304,7 @@ def load_state(self: Trainer,
     self.generator.set_state(generator.get_state())
     self.step, self.seconds, self.rows, self.rescues, self.settings = step, seconds, rows, rescues, settings
 
-# %% ../nbs/06_trainer.ipynb #1f738698
+# %% ../nbs/06_trainer.ipynb #bac32f74
 class EnergyTrainer(Trainer):
     "Maximum marginal likelihood training of a model with an `energy`, by contrast with chains from a replay buffer."
     presets = energy_presets
@@ -316,7 +318,7 @@ class EnergyTrainer(Trainer):
         precision: str = 'auto',  # 'auto', 'float32' or 'bfloat16'
     ):
         super().__init__(model, data, settings, seed, device, precision)
-        self.buffer = ReplayBuffer(settings.buffer_size, data.in_shape, settings.restart_prob, self.generator, self.device)
+        self.buffer = ReplayBuffer(settings.buffer_size, data.in_shape, settings.restart_prob, settings.chain_reach, self.generator, self.device)
 
     def own_state(self) -> dict: return dict(chains=self.buffer.chains)
 

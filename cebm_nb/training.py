@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['save_checkpoint', 'read_checkpoint', 'load_checkpoint', 'Checkpoints', 'rescue', 'write_lock', 'Run',
-           'new_run_folder', 'make_budget', 'train', 'resume']
+           'new_run_folder', 'machine', 'source_commit', 'make_budget', 'train', 'resume']
 
-# %% ../nbs/07_training.ipynb #2d7018dc
+# %% ../nbs/07_training.ipynb #b3a60178
+import importlib
 import json
 import math
 import platform
 import signal
+import subprocess
 import threading
 import time
 from contextlib import contextmanager
@@ -224,9 +226,25 @@ class _Saver:  # everything into the run folder: at an interval of time, at the 
 def _watch(trainer, used):
     if trainer.step % 10 == 1 and (word := trainer.trouble()): raise DivergenceError(f'{word}, at update {trainer.step}')
 
-# %% ../nbs/07_training.ipynb #804b12c0
-def _versions() -> dict: return dict(cebm_nb=__version__, torch=torch.__version__, python=platform.python_version())
+# %% ../nbs/07_training.ipynb #a58e7a54
+def machine() -> str:
+    "The processor, torch's threads and version, and the GPU if there is one, in words."
+    try: model = next(line.split(':')[1].strip() for line in Path('/proc/cpuinfo').read_text().splitlines() if line.startswith('model name'))
+    except (OSError, StopIteration): model = platform.processor() or platform.machine()
+    return ', '.join([model, f'{torch.get_num_threads()} threads', f'torch {torch.__version__}', *([torch.cuda.get_device_name()] if torch.cuda.is_available() else [])])
 
+def source_commit() -> str | None:
+    "The git commit of the checkout that this package is imported from, with a plus where files differ from it; None where it was installed without one."
+    here = Path(importlib.import_module('cebm_nb').__file__).parent
+    def git(*words): return subprocess.run(['git', '-C', here, *words], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    try:
+        git('ls-files', '--error-unmatch', '__init__.py')  # or the package lies in somebody else's repository
+        return git('describe', '--always', '--exclude=*', '--abbrev=10', '--dirty=+')
+    except (OSError, subprocess.SubprocessError): return None
+
+def _versions() -> dict: return dict(cebm_nb=__version__, commit=source_commit(), torch=torch.__version__, python=platform.python_version(), machine=machine())
+
+# %% ../nbs/07_training.ipynb #e4ec284a
 def make_budget(
     settings: Settings,  # whose `epochs` count when nothing else is given
     steps_per_epoch: int,
