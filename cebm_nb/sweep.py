@@ -40,7 +40,7 @@ def grid_names() -> list:
     "The grids that come with this package."
     return sorted(path.stem for path in experiments_folder().glob('*.yaml'))
 
-# %% ../nbs/18_sweep.ipynb #da8702b3
+# %% ../nbs/18_sweep.ipynb #cf82dd29
 @dataclass
 class Row:
     "One run of a grid."
@@ -68,19 +68,20 @@ def _check_row(p):
     get_settings(p.get('preset', 'cpu'), p['model'], **p.get('settings', {}))
     given = {word: p[word] for word in _budgets if word in p}
     if len(given) > 1: raise ValueError(f'give one of minutes, epochs and steps, got {" and ".join(given)}')
-    if not all(isinstance(v, (int, float)) and v > 0 for v in given.values()): raise ValueError(f'a budget must be a positive number, got {given}')
+    for word, value in given.items(): Budget(**{'minutes' if word == 'epochs' else word: value})  # epochs may have a fraction, as minutes do
 
 def _rows(block):
     if not isinstance(block, dict): raise ValueError(f'a block must be names and values, got {block!r}')
     for word in block: check_name('word', word, list(_words))
     as_list = lambda v: v if isinstance(v, list) else [v]
     rest, tag = {k: v for k, v in block.items() if k not in (*_axes, 'tag')}, block.get('tag')
+    if tag is not None and not str(tag).replace('-', '').replace('_', '').replace('.', '').isalnum(): raise ValueError(f'tag must be letters, digits and dashes, got {tag!r}')
     for data, model, seed in product(*(as_list(block.get(axis, dict(data='mnist-5k', model='cebm', seed=0)[axis])) for axis in _axes)):
         parameters = dict(data=data, model=model, seed=seed) | rest
         _check_row(parameters)
         yield Row('-'.join([str(data).rstrip('/').replace(':', '-').split('/')[-1], str(model), f's{seed}', *([str(tag)] if tag else [])]), parameters)
 
-# %% ../nbs/18_sweep.ipynb #8672ce3f
+# %% ../nbs/18_sweep.ipynb #0fdab45c
 def read_grid(
     source: str | Path,  # a YAML file, or one of `grid_names`
 ) -> Grid:
@@ -94,6 +95,9 @@ def read_grid(
         for word in found: check_name('word', word, ['grids', 'out', 'title', 'parts', 'draws'])
         rows = [row for block in found.pop('grids') for row in _rows(block)]
         grid = Grid(rows, **dict(out=f'runs/{path.stem}') | found)
+        for word in ('out', 'title'):
+            if not isinstance(getattr(grid, word), str) or not getattr(grid, word): raise ValueError(f'{word} must be text, got {getattr(grid, word)!r}')
+        if not isinstance(grid.parts, list): raise ValueError(f'parts must be a list, got {grid.parts!r}')
         for part in grid.parts: check_name('part', part, evaluation_parts)
         if not isinstance(grid.draws, int) or grid.draws < 1: raise ValueError(f'draws must be at least 1, got {grid.draws}')
         names = [row.name for row in rows]

@@ -19,6 +19,7 @@ from cebm_nb.data import ImageSet, load_data
 from cebm_nb.families import Gaussian
 from cebm_nb.models import create_model, load_model, load_weights, model_names
 from cebm_nb.sgld import SGLD, ReplayBuffer
+from cebm_nb.sweep import read_grid, row_command
 from cebm_nb.trainer import Budget, get_settings
 from cebm_nb.training import Run, resume, train
 
@@ -98,6 +99,20 @@ def test_settings_and_budgets(name, value, other, preset):
     told(lambda: get_settings(preset, 'cebm', **{name: value}))
     told(lambda: Budget(steps=value, minutes=other))
     told(lambda: train('cebm', 'digits', 'smoke', out='/proc/no', progress=False, **{name: value}))  # a folder that cannot be, should the value be a good one
+
+
+words = st.sampled_from(['data', 'model', 'seed', 'minutes', 'steps', 'epochs', 'tag', 'preset', 'settings', 'model_options', 'colour', 'data_noise'])
+block = st.dictionaries(words, st.one_of(junk, st.sampled_from(['digits', 'cebm', 'paper']), st.lists(st.sampled_from(['digits', 'mnist', 'vae', 'gpt']), max_size=3)), max_size=4)
+
+
+@many(300)
+@given(st.one_of(st.text(max_size=30), st.fixed_dictionaries(dict(grids=st.one_of(junk, st.lists(st.one_of(block, junk), max_size=3))), optional=dict(out=junk, parts=junk, draws=junk, title=junk, colour=junk)).map(json.dumps)))
+def test_grids(tmp_path_factory, text):
+    counted['grids'] += 1
+    path = tmp_path_factory.mktemp('grid') / 'grid.yaml'
+    path.write_text(text, encoding='utf-8', errors='replace')
+    told(lambda: [(Path(grid.out) / row.name, row_command(row, grid.out)) for grid in [read_grid(path)] for row in grid.rows])
+    assert [p.name for p in path.parent.iterdir()] == ['grid.yaml']
 
 
 @many(150)
