@@ -84,7 +84,7 @@ def _print_evaluation(result, parts):
     for sentence in result['skipped']:
         if sentence.split(':')[0] in parts: print(f'\nskipped {sentence}')
 
-# %% ../nbs/19_cli.ipynb #52e224b4
+# %% ../nbs/19_cli.ipynb #e08efdc5
 @call_parse
 def cebm_eval(
     runs: Param('run folders of cebm_train', str, nargs='+'),
@@ -104,7 +104,7 @@ def cebm_eval(
         for run in loaded:
             key = (data, None) if data else (run.config['data'], run.config.get('image_size'))
             if key not in sets: sets[key], shared[key] = load_data(key[0], root, key[1]), {}
-            folder = run.folder if key[0] == run.config['data'] else run.folder / f'on-{Path(key[0].removeprefix("folder:")).name}'
+            folder = run.folder if key[0] == run.config['data'] else run.folder / f'on-{Path(key[0].removeprefix("folder:").replace("/validation", "-validation")).name}'
             if which == 'best': folder = folder / 'best'
             print(f'{run.folder}: {run.config["model"]["name"]} on {key[0]}')
             result = evaluate(run, sets[key], None, draws, device, parts, wanted, folder, root, shared[key], lambda part, seconds: print(f'  {part}: {seconds:.0f} s', flush=True))
@@ -177,10 +177,10 @@ def draw_run(
         test = load_data(run.config['data'], root, run.config['image_size']).test
         save_figure(plot_images(reconstruction_pairs(run.model, test), columns=10), run.folder / 'figures' / 'reconstructions.png')
 
-# %% ../nbs/19_cli.ipynb #964c1804
+# %% ../nbs/19_cli.ipynb #079abf1f
 @call_parse
 def cebm_train(
-    data: str = 'mnist-5k',  # mnist-5k, digits, digits-m, fashion-mnist, mnist, emnist-digits, cifar10, svhn, svhn-extra, dtd, or folder:PATH
+    data: str = 'mnist-5k',  # mnist-5k, digits, digits-m, fashion-mnist, mnist, emnist-digits, cifar10, svhn, svhn-extra, dtd, or folder:PATH; NAME/validation trains on nine tenths of the training set and is evaluated on the last
     model: str = 'cebm',  # cebm, gmm-cebm, igebm, vae, gmm-vae, bigan or gmm-bigan
     preset: str = 'cpu',  # cpu: learns fast on two cores; paper: the original settings; smoke: seconds, to try things
     seed: int = 0,  # of weights, data order, noise and chains

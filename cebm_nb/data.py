@@ -272,7 +272,7 @@ def _folder(path: Path, size) -> ImageData:
         raise ValueError(f'images must have sides from 8 to 64 pixels, got {data.in_shape[2]}x{data.in_shape[1]}; pass image_size (--image-size) to scale them')
     return data
 
-# %% ../nbs/04_data.ipynb #97177602
+# %% ../nbs/04_data.ipynb #c3458839
 _loaders = {'mnist-5k': _mnist_5k, 'digits': _digits, 'digits-m': _digits_m, 'fashion-mnist': _fashion_mnist, 'mnist': _mnist, 'cifar10': _cifar10,
             'svhn': _svhn, 'svhn-extra': partial(_svhn, extra=True), 'emnist-digits': _emnist_digits, 'dtd': _dtd}
 data_names = list(_loaders)
@@ -282,7 +282,7 @@ def data_folder() -> Path:
     return Path(os.environ.get('CEBM_NB_DATA') or Path.home() / '.cache' / 'cebm_nb')
 
 def load_data(
-    name: str = 'mnist-5k',  # one of `data_names`, or 'folder:PATH'
+    name: str = 'mnist-5k',  # one of `data_names`, 'NAME/validation' for its `validation_split`, or 'folder:PATH'
     root: str | Path | None = None,  # where downloads are kept; `data_folder()` by default
     image_size: int | None = None,  # crop and scale to this many pixels a side, 8 to 64; for 'folder:PATH' only
     download: bool = True,  # fetch what is not there; else FileNotFoundError
@@ -293,6 +293,8 @@ def load_data(
         if not folder: raise ValueError(f"image_size is for 'folder:PATH' only, {name} has images of one size")
         if not isinstance(image_size, int) or not 8 <= image_size <= 64: raise ValueError(f'image_size must be from 8 to 64, got {image_size}')
     if folder: return _folder(Path(str(name)[len('folder:'):]).expanduser(), image_size)
-    check_name('data set', name, data_names + ['folder:PATH'])
-    if name == 'folder:PATH': raise ValueError("folder:PATH stands for a folder of yours, such as folder:photos")
-    return _loaders[name](Path(root) if root else data_folder(), download)
+    whole = str(name).removesuffix('/validation')
+    check_name('data set', whole, data_names + ['folder:PATH'])
+    if whole == 'folder:PATH': raise ValueError("folder:PATH stands for a folder of yours, such as folder:photos")
+    data = _loaders[whole](Path(root) if root else data_folder(), download)
+    return data if whole == name else data.validation_split()

@@ -283,7 +283,7 @@ def evaluation_tables(
     tables = {part: make(result) for part, make in makers.items() if result.get(part_key(part))}
     return {part: table for part, table in tables.items() if len(table)}
 
-# %% ../nbs/15_evaluation.ipynb #77a0215c
+# %% ../nbs/15_evaluation.ipynb #8d7eb364
 class Judge:
     "A callback of `train` that measures a run at intervals, into `health.csv`, and keeps the best model in `best.safetensors`."
 
@@ -311,6 +311,7 @@ class Judge:
         self.rows = pd.read_csv(path).to_dict('records') if path.is_file() else []  # of a run that goes on
         some = trainer.images.subset(torch.randperm(len(trainer.images), generator=torch.Generator().manual_seed(0))[:self.images])
         self.halves = [some.subset(slice(i, None, 2)) for i in (0, 1)]
+        if trainer.held_out is not None: self.halves[1] = trainer.held_out.subset(slice(self.images // 2)).to(trainer.device)
         pixels = self.halves[0].serve(device='cpu').flatten(1).numpy()
         self.centre = pixels.mean(0)
         self.directions = np.linalg.svd(pixels - self.centre, full_matrices=False)[2][:32].T

@@ -40,7 +40,7 @@ def grid_names() -> list:
     "The grids that come with this package."
     return sorted(path.stem for path in experiments_folder().glob('*.yaml'))
 
-# %% ../nbs/18_sweep.ipynb #cf82dd29
+# %% ../nbs/18_sweep.ipynb #781d4e69
 @dataclass
 class Row:
     "One run of a grid."
@@ -60,7 +60,7 @@ _axes, _budgets = ('data', 'model', 'seed'), ('minutes', 'epochs', 'steps')
 _words = (*_axes, *_budgets, 'tag', 'preset', 'device', 'precision', 'root', 'image_size', 'model_options', 'settings', 'judge_every')
 
 def _check_row(p):
-    if not str(p['data']).startswith('folder:'): check_name('data set', p['data'], data_names)
+    if not str(p['data']).startswith('folder:'): check_name('data set', str(p['data']).removesuffix('/validation'), data_names)
     check_name('model', p['model'], [name for name in model_names if name != 'pixel'])  # pixels are in every evaluation
     if not isinstance(p['seed'], int): raise ValueError(f'seed must be a whole number, got {p["seed"]!r}')
     for word in ('settings', 'model_options'):
@@ -79,7 +79,7 @@ def _rows(block):
     for data, model, seed in product(*(as_list(block.get(axis, dict(data='mnist-5k', model='cebm', seed=0)[axis])) for axis in _axes)):
         parameters = dict(data=data, model=model, seed=seed) | rest
         _check_row(parameters)
-        yield Row('-'.join([str(data).rstrip('/').replace(':', '-').split('/')[-1], str(model), f's{seed}', *([str(tag)] if tag else [])]), parameters)
+        yield Row('-'.join([str(data).rstrip('/').replace('/validation', '-validation').replace(':', '-').split('/')[-1], str(model), f's{seed}', *([str(tag)] if tag else [])]), parameters)
 
 # %% ../nbs/18_sweep.ipynb #0fdab45c
 def read_grid(

@@ -144,7 +144,7 @@ def learning_rate_factor(
     warm = min(1., (step + 1) / settings.warmup) if settings.warmup else 1.
     return warm * (0.02 + 0.98 * (1 + math.cos(math.pi * min(used, 1.))) / 2 if settings.cosine else 1.)
 
-# %% ../nbs/06_trainer.ipynb #0a87bc67
+# %% ../nbs/06_trainer.ipynb #336bcce1
 class DivergenceError(RuntimeError):
     "Training has lost its way: values that are not finite, energies or chains far from where they belong."
 
@@ -169,6 +169,7 @@ class Trainer:
         self.precision, self.half = precision, lambda: mixed_precision(self.device, precision)
         self.half()  # an unknown precision is told here
         self.model, self.images = model.to(self.device).train(), data.train.to(self.device)
+        self.held_out = data.test if data.name.endswith('/validation') else None  # of the training set, for callbacks that choose
         self.average = copy.deepcopy(model) if settings.average else model
         self.optimisers = self.make_optimisers()
         self.generator = torch.Generator(self.device).manual_seed(seed)

@@ -58,6 +58,18 @@ def test_evaluation_and_samples(folder):
         assert status == 0 and (folder / f'{begin}.png').read_bytes()[1:4] == b'PNG', err
 
 
+def test_settings_are_chosen_on_the_validation_split_and_tried_on_the_test_set(tmp_path):
+    status, out, err = call(tmp_path, 'cebm_train', *SMALL, '--data', 'digits/validation', '--steps', 12, '--judge_every', 6, '--quiet')
+    assert status == 0, err
+    run = tmp_path / 'runs' / 'digits-validation-cebm-smoke-s0-1'
+    status, out, err = call(tmp_path, 'cebm_eval', run, '--draws', 2, '--only', 'few-label')
+    assert status == 0, err
+    status, out, err = call(tmp_path, 'cebm_eval', run, '--draws', 2, '--only', 'few-label', '--data', 'digits')
+    assert status == 0, err
+    chosen, tried = (json.loads((folder / 'eval.json').read_text()) for folder in (run, run / 'on-digits'))
+    assert chosen['train_images'] + chosen['test_images'] == tried['train_images'] and chosen['data'] == 'digits/validation'
+
+
 def test_same_seed_same_weights_in_two_processes(folder):
     for name, seed in (('again', 0), ('other', 1)): assert call(folder, 'cebm_train', *SMALL, '--steps', 12, '--seed', seed, '--out', name, '--quiet')[0] == 0
     first, again, other = (load_file(folder / n / 'model.safetensors') for n in ('run', 'again', 'other'))
