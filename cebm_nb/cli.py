@@ -6,7 +6,8 @@
 __all__ = ['plain_errors', 'cebm_sample', 'parse_labels', 'cebm_eval', 'cebm_report', 'cebm_sweep', 'cebm_bench',
            'reconstruction_pairs', 'draw_run', 'cebm_train']
 
-# %% ../nbs/19_cli.ipynb #6e01fca4
+# %% ../nbs/19_cli.ipynb #ddeb70bd
+import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,13 +27,18 @@ from .sweep import read_grid, row_command, sweep
 from .trainer import DivergenceError
 from .training import Run, resume as resume_run, train
 
-# %% ../nbs/19_cli.ipynb #cbbf317d
+# %% ../nbs/19_cli.ipynb #1db55617
 @contextmanager
 def plain_errors(
     command: str,  # whose name is put in front of the message
 ):
     "Turn the documented errors of the library into one line on standard error and exit status 2."
-    try: yield
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except (ValueError, OSError, DivergenceError) as error:
         message = ' '.join(str(error).split())
         sys.exit(_fail(f'{command}: {message or type(error).__name__}'))

@@ -183,6 +183,13 @@ def test_bad_input_gets_one_line(folder, command, args, word):
     assert sorted(p for p in folder.rglob('*')) == before
 
 
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
+    process = start(tmp_path, 'cebm_sweep', 'cpu', '--plan')
+    process.stdout.close()
+    assert process.wait(timeout=120) == 141 and process.stderr.read() == ''
+    process.stderr.close()
+
+
 def test_an_occupied_folder_is_refused_and_left_alone(folder):
     before = {p: p.read_bytes() for p in (folder / 'run').rglob('*') if p.is_file()}
     status, out, err = call(folder, 'cebm_train', *SMALL, '--out', 'run')
