@@ -51,7 +51,7 @@ def denoise(
     pull = temperature(kernel) / (2 * noise_std**2)
     return kernel.sample(lambda x: energy(x) + pull * ((x - noisy) ** 2).flatten(1).sum(1), noisy, generator)
 
-# %% ../nbs/14_conditional.ipynb #9b44b69c
+# %% ../nbs/14_conditional.ipynb #27fa5e8e
 def sample_given_latents(
     model: nn.Module,  # with `log_factor`
     kernel: SGLD,  # how to move, and how far
@@ -63,7 +63,7 @@ def sample_given_latents(
     return kernel.sample(lambda x: -model.log_factor(x, z), start, generator)
 
 def traverse(
-    model: nn.Module,  # with `encode` and `log_factor`
+    model: nn.Module,  # with `posterior` and `log_factor`
     kernel: SGLD,  # how to move, and how far
     image: Tensor,  # where to begin, (1, C, H, W)
     dimension: int,  # of the latent space
@@ -71,7 +71,7 @@ def traverse(
     generator: torch.Generator | None = None,  # of the noise in the steps; on the device of the image
 ) -> Tensor:  # (n, C, H, W)
     "Images given the latents of one image with a single dimension changed, each chain starting from that image."
-    z = model.encode(image).detach().repeat(len(values), 1)
+    z = model.posterior(image).mean.detach().repeat(len(values), 1)
     if not 0 <= dimension < z.shape[1]: raise ValueError(f'dimension must be from 0 to {z.shape[1] - 1}, got {dimension}')
     z[:, dimension] = values
     return sample_given_latents(model, kernel, z, image.repeat(len(values), 1, 1, 1), generator)
@@ -154,12 +154,12 @@ def _cleaning(chains, test, train, name, candidates, noise_std, seed):
                for who, method, guess in (('pixel', 'left as it is', noisy), ('pixel', 'total variation', smooth), (name, 'one chain', cleaned))]
     return records, {'image': test, 'noisy': noisy, 'total variation': smooth, name: cleaned}
 
-# %% ../nbs/14_conditional.ipynb #912e561f
+# %% ../nbs/14_conditional.ipynb #047c1963
 def _latent_pictures(chains, test, training, columns):
     model, several = chains.model, test[:columns]
     given = lambda energy, kernel, z, start, generator: sample_given_latents(model, kernel, z, start, generator)
     model.to(chains.device).eval()
-    with torch.no_grad(): codes, z = (model.encode(x.to(chains.device)).cpu() for x in (training[:2000], several))
+    with torch.no_grad(): codes, z = (model.posterior(x.to(chains.device)).mean.cpu() for x in (training[:2000], several))
     noise = torch.empty_like(several).uniform_(-1, 1, generator=torch.Generator().manual_seed(chains.seed))
     pictures = {'given_latents': {'image': several, 'from noise, given its z': chains(given, 200, z, noise), 'from itself, given its z': chains(given, 50, z, several)}}
     rows = {}

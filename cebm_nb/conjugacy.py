@@ -118,7 +118,7 @@ class MixturePrior(Prior):
         "Marginal energy E(x) = -log mean_k exp(-E_k(x)): -> (B,)."
         return math.log(self.components) - torch.logsumexp(-self.component_energies(t), -1)
 
-# %% ../nbs/01_conjugacy.ipynb #3ac9db54
+# %% ../nbs/01_conjugacy.ipynb #8084171e
 @patch
 def responsibilities(self: MixturePrior, t: Tensor) -> Tensor:
     "p(y = k | x), which sum to 1: -> (B, K)."
@@ -131,9 +131,8 @@ def posterior(self: MixturePrior, t: Tensor) -> Distribution:
 
 @patch
 def encode(self: MixturePrior, t: Tensor) -> Tensor:
-    "Posterior mean of the most probable component: -> (B, dim)."
-    best = self.component_energies(t).argmin(-1)
-    return self.family.distribution(self.natural[best] + t).mean
+    "The posterior mean that t(x) would give with a standard prior, without the components' own means: -> (B, dim)."
+    return self.family.distribution(self.family.standard().to(t) + t).mean
 
 # %% ../nbs/01_conjugacy.ipynb #a81c7607
 @patch(cls_method=True)

@@ -128,7 +128,7 @@ class CEBM(nn.Module):
         "The same from what the encoder makes of x: (B, n) -> (B,)."
         return self.prior.energy(self._suff_stats_of(features))
 
-# %% ../nbs/03_models.ipynb #c6718c06
+# %% ../nbs/03_models.ipynb #da08b111
 @patch
 def posterior(self: CEBM, x: Tensor) -> Distribution:
     "The exact posterior p(z | x), batch shape (B,), a `torch.distributions` object."
@@ -141,7 +141,7 @@ def responsibilities(self: CEBM, x: Tensor) -> Tensor:
 
 @patch
 def encode(self: CEBM, x: Tensor) -> Tensor:
-    "The representation of an image, its posterior mean: (B, *in_shape) -> (B, dim)."
+    "The representation of an image, its posterior mean, or what that would be with a single standard prior where there is a mixture: (B, *in_shape) -> (B, dim)."
     return self.prior.encode(self.suff_stats(check_inputs(self, x)))
 
 # %% ../nbs/03_models.ipynb #762af734
