@@ -148,7 +148,7 @@ def claim_rows(
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / 'sweep.json', before | wanted)
 
-# %% ../nbs/18_sweep.ipynb #885f2485
+# %% ../nbs/18_sweep.ipynb #eee59b6c
 def run_notebook(
     name: str,  # 'train', 'evaluate' or 'report'
     parameters: dict,  # for its parameters cell
@@ -158,7 +158,7 @@ def run_notebook(
     "Run one of the experiment notebooks under papermill; an error in a cell is returned, not raised."
     import papermill  # imports half of Jupyter, so not before it is needed
     out.parent.mkdir(parents=True, exist_ok=True)
-    try: papermill.execute_notebook(str(experiments_folder() / f'{name}.ipynb'), str(out), parameters, progress_bar=show_progress, cwd=os.getcwd(), kernel_name='python3', extra_arguments=['--IPKernelApp.log_level=40'])
+    try: papermill.execute_notebook(str(experiments_folder() / f'{name}.ipynb'), str(out), parameters, progress_bar=show_progress, cwd=os.getcwd(), kernel_name='python3', extra_arguments=['--IPKernelApp.log_level=50'])
     except papermill.PapermillExecutionError as error: return f'{error.ename}: {" ".join(str(error.evalue).split())}'
     except Exception as error: return f'{type(error).__name__}: {" ".join(str(error).split())[:300]}'  # a kernel that died has many ways to say so
 
