@@ -226,12 +226,12 @@ class _Saver:  # everything into the run folder: at an interval of time, at the 
 def _watch(trainer, used):
     if trainer.step % 10 == 1 and (word := trainer.trouble()): raise DivergenceError(f'{word}, at update {trainer.step}')
 
-# %% ../nbs/07_training.ipynb #a58e7a54
+# %% ../nbs/07_training.ipynb #2803e776
 def machine() -> str:
     "The processor, torch's threads and version, and the GPU if there is one, in words."
     try: model = next(line.split(':')[1].strip() for line in Path('/proc/cpuinfo').read_text().splitlines() if line.startswith('model name'))
     except (OSError, StopIteration): model = platform.processor() or platform.machine()
-    return ', '.join([model, f'{torch.get_num_threads()} threads', f'torch {torch.__version__}', *([torch.cuda.get_device_name()] if torch.cuda.is_available() else [])])
+    return ', '.join([model, f'{torch.get_num_threads()} thread{"s" * (torch.get_num_threads() > 1)}', f'torch {torch.__version__}', *([torch.cuda.get_device_name()] if torch.cuda.is_available() else [])])
 
 def source_commit() -> str | None:
     "The git commit of the checkout that this package is imported from, with a plus where files differ from it; None where it was installed without one."
