@@ -7,7 +7,7 @@ __all__ = ['growths', 'bench_parts', 'take_turns', 'matmul', 'step_operations', 
            'bench_step', 'plain_update', 'bench_update', 'bench_encode', 'step_memory', 'bench_growth', 'plot_growth',
            'step_table', 'run_bench']
 
-# %% ../nbs/17_bench.ipynb #d25f082e
+# %% ../nbs/17_bench.ipynb #bdaad06d
 import copy
 import json
 import math
@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Callable
 
@@ -27,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .data import ImageData, ImageSet
 from .models import check_name, create_model, write_json
 from .plots import save_figure
-from .sgld import SGLD, FrozenEnergy, frozen, mixed_precision, pick_device
+from .sgld import SGLD, FrozenEnergy, frozen, mixed_precision, native_precisions, pick_device
 from .trainer import contrastive_loss, get_settings, trainer_class
 from .training import machine
 
@@ -102,7 +103,7 @@ def torchebm_sampler(
     sampler = LangevinDynamics(Energy(), step_size=step, noise_scale=kernel.noise_std / math.sqrt(2 * step), device=device)
     return lambda x: sampler.sample(x=x, n_steps=kernel.steps)
 
-# %% ../nbs/17_bench.ipynb #ae3324f9
+# %% ../nbs/17_bench.ipynb #94414a3c
 def _noise_images(n, shape, seed=0): return torch.rand(n, *shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 def bench_step(
@@ -112,22 +113,22 @@ def bench_step(
     width: int = 1,  # channels of the paper's network times this
     repeats: int = 20,  # timed calls of each
     device: str = 'auto',  # where to compute
-    only: tuple = ('plain', 'torchebm', 'float32', 'bfloat16', 'matmul float32', 'matmul bfloat16'),  # contenders
+    only: tuple = ('plain', 'torchebm', 'float32', 'bfloat16', 'matmul float32', 'matmul bfloat16'),  # contenders; bfloat16 only where it is native
 ) -> dict:  # record: milliseconds a step by contender, GFLOP of a step, GFLOP a second of matrix products
     "Time a Langevin step of a CEBM for each contender, in turns."
     device, kernel = pick_device(device), SGLD(steps=steps)
     model = create_model('cebm', shape, encoder_options=dict(channels=tuple(width * c for c in (32, 32, 64, 64)))).to(device)
     x, plain = _noise_images(batch, shape).to(device), plain_model(model).energy
-    theirs, peaks = torchebm_sampler(plain, kernel, device), {str(t).split('.')[1]: matmul(t, device) for t in (torch.float32, torch.bfloat16)}
+    theirs, peaks = torchebm_sampler(plain, kernel, device), {p: matmul(getattr(torch, p), device) for p in native_precisions(device)}
     contenders = dict(plain=lambda: plain_sample(plain, kernel, x), torchebm=theirs and (lambda: theirs(x)))
-    contenders |= {p: (lambda energy=FrozenEnergy(model, p): kernel.sample(energy, x)) for p in ('float32', 'bfloat16')}
+    contenders |= {p: (lambda energy=FrozenEnergy(model, p): kernel.sample(energy, x)) for p in native_precisions(device)}
     contenders |= {f'matmul {p}': call for p, (call, _) in peaks.items()}
     seconds = take_turns({k: v for k, v in contenders.items() if v and k in only}, repeats, device)
     record = dict(batch=batch, size=shape[1], channels=shape[0], width=width, steps=steps, gflop=step_operations(model, x) / 1e9)
     record |= {name: 1000 * s / steps for name, s in seconds.items() if not name.startswith('matmul')}
     return record | {name: peaks[name.split()[1]][1] / s / 1e9 for name, s in seconds.items() if name.startswith('matmul')}
 
-# %% ../nbs/17_bench.ipynb #3cc88c39
+# %% ../nbs/17_bench.ipynb #346a58b9
 def plain_update(energy: Callable, optimiser: torch.optim.Optimizer, x: Tensor, chains: Tensor, kernel: SGLD) -> Tensor:
     "An update of the weights the way it is usually written: chains, two forward passes, a step of Adam."
     samples = plain_sample(energy, kernel, chains)
@@ -145,23 +146,23 @@ def bench_update(repeats: int = 20, device: str = 'auto') -> dict:
     plain, x = plain_model(create_model('cebm', shape).to(device)), _noise_images(settings.batch_size, shape).to(device)
     optimiser = torch.optim.Adam(plain.parameters(), lr=settings.learning_rate)
     contenders = dict(plain=lambda: plain_update(plain.energy, optimiser, x, x, settings.sgld))
-    for precision in ('float32', 'bfloat16'):
+    for precision in native_precisions(device):
         model = create_model('cebm', shape)
         contenders[precision] = trainer_class(model)(model, data, settings, 0, device, precision).update
     return dict(batch=settings.batch_size, steps=settings.sgld_steps) | {k: 1000 * s for k, s in take_turns(contenders, repeats, device).items()}
 
 def bench_encode(images: int = 1000, repeats: int = 10, device: str = 'auto') -> dict:
-    "Milliseconds to encode images of 28x28, a hundred at a time: in the plain layout, in ours, and in ours under bfloat16."
+    "Milliseconds to encode images of 28x28, a hundred at a time: in the plain layout, in ours, and in ours under bfloat16 where that is native."
     shape, device = (1, 28, 28), pick_device(device)
     model, x = create_model('cebm', shape).to(device).eval(), _noise_images(images, shape).to(device)
     plain = plain_model(model)
     def encode(who, precision):
         with mixed_precision(device, precision): return [who.encode(part) for part in x.split(100)]
     with torch.no_grad():
-        seconds = take_turns(dict(plain=lambda: encode(plain, 'float32'), float32=lambda: encode(model, 'float32'), bfloat16=lambda: encode(model, 'bfloat16')), repeats, device)
+        seconds = take_turns(dict(plain=lambda: encode(plain, 'float32')) | {p: partial(encode, model, p) for p in native_precisions(device)}, repeats, device)
     return dict(images=images) | {k: 1000 * s for k, s in seconds.items()}
 
-# %% ../nbs/17_bench.ipynb #e249a128
+# %% ../nbs/17_bench.ipynb #99c919c5
 _memory_script = """
 import sys
 from pathlib import Path
@@ -197,19 +198,19 @@ def bench_growth(
     for value in growths[what]:
         size = dict(shape=(1, value, value)) if what == 'size' else {what: value}
         record = bench_step(**dict(batch=100, steps=3) | size, repeats=repeats, device=device, only=('plain', 'float32', 'bfloat16'))
-        for name in ('plain', 'float32', 'bfloat16'): record[name] *= 100 / record['batch']
+        for name in ('plain', *native_precisions(pick_device(device))): record[name] *= 100 / record['batch']
         if what == 'batch' and memory and pick_device(device).type == 'cpu' and not math.isnan(added := step_memory(value)): record['memory MiB'] = added
         records.append(record)
     return records
 
-# %% ../nbs/17_bench.ipynb #1151ee96
+# %% ../nbs/17_bench.ipynb #778a81d6
 def plot_growth(
     growth: dict,  # names of what grows to records of `bench_growth`
 ) -> plt.Figure:
     "Milliseconds for a step of 100 images against what grows."
     fig, axes = plt.subplots(1, len(growth), figsize=(2.6 * len(growth), 2.6), layout='constrained', squeeze=False)
     for ax, (what, records) in zip(axes[0], growth.items()):
-        for name in ('plain', 'float32', 'bfloat16'): ax.semilogx([r[what] for r in records], [r[name] for r in records], marker='o', ms=3, label=name)
+        for name in [n for n in ('plain', 'float32', 'bfloat16') if n in records[0]]: ax.semilogx([r[what] for r in records], [r[name] for r in records], marker='o', ms=3, label=name)
         ax.set_xticks([r[what] for r in records], [str(r[what]) for r in records]); ax.minorticks_off(); ax.set_ylim(0); ax.set_xlabel(what)
     axes[0, 0].set_ylabel('ms a step and 100 images'); axes[0, 0].legend(frameon=False)
     return fig
@@ -218,7 +219,9 @@ def step_table(record: dict) -> pd.DataFrame:
     "A record of `bench_step` as a table: milliseconds, how many times faster than plain and than torchebm, and the part of the matrix-multiply speed in the same precision."
     rows = {}
     for name in ('plain', 'torchebm', 'float32', 'bfloat16'):
-        if name not in record: rows[name] = {'ms': None}; continue
+        if name not in record:
+            if name == 'torchebm': rows[name] = {'ms': None}
+            continue
         ms, peak = record[name], record['matmul bfloat16' if name == 'bfloat16' else 'matmul float32']
         rows[name] = {'ms': round(ms, 2), 'against plain': round(record['plain'] / ms, 2), 'against torchebm': round(record['torchebm'] / ms, 2) if 'torchebm' in record else None,
                       'GFLOP/s': round(1000 * record['gflop'] / ms), '% of matmul': round(100 * 1000 * record['gflop'] / ms / peak)}

@@ -11,7 +11,7 @@ import torch
 from cebm_nb.bench import bench_growth, growths, plain_model, plain_sample, step_memory, step_operations, step_table
 from cebm_nb.conditional import fill_in
 from cebm_nb.models import create_model
-from cebm_nb.sgld import SGLD, FrozenEnergy
+from cebm_nb.sgld import SGLD, FrozenEnergy, native_precisions
 
 shapes = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (1, 17, 23)]
 
@@ -119,7 +119,8 @@ def test_bench_command(tmp_path):
     done = subprocess.run([Path(sys.executable).parent / 'cebm_bench', '--only', 'step', '--repeats', '1', '--out', 'times'], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / 'times' / 'bench.json').read_text())['step']
-    assert set(record) >= {'plain', 'float32', 'bfloat16', 'matmul float32', 'matmul bfloat16'}
+    fast = native_precisions(torch.device('cpu'))
+    assert set(record) >= {'plain', *fast, *(f'matmul {p}' for p in fast)} and ('bfloat16' in record) == ('bfloat16' in fast)
     table = step_table(record)
     assert table.loc['plain', 'against plain'] == 1. and 'torchebm' in done.stdout
-    assert table.loc['bfloat16', 'GFLOP/s'] == pytest.approx(1000 * record['gflop'] / record['bfloat16'], abs=1)
+    assert table.loc[fast[-1], 'GFLOP/s'] == pytest.approx(1000 * record['gflop'] / record[fast[-1]], abs=1)
