@@ -203,7 +203,7 @@ def bench_growth(
         records.append(record)
     return records
 
-# %% ../nbs/17_bench.ipynb #778a81d6
+# %% ../nbs/17_bench.ipynb #d53268c8
 def plot_growth(
     growth: dict,  # names of what grows to records of `bench_growth`
 ) -> plt.Figure:
@@ -219,9 +219,7 @@ def step_table(record: dict) -> pd.DataFrame:
     "A record of `bench_step` as a table: milliseconds, how many times faster than plain and than torchebm, and the part of the matrix-multiply speed in the same precision."
     rows = {}
     for name in ('plain', 'torchebm', 'float32', 'bfloat16'):
-        if name not in record:
-            if name == 'torchebm': rows[name] = {'ms': None}
-            continue
+        if name not in record: continue
         ms, peak = record[name], record['matmul bfloat16' if name == 'bfloat16' else 'matmul float32']
         rows[name] = {'ms': round(ms, 2), 'against plain': round(record['plain'] / ms, 2), 'against torchebm': round(record['torchebm'] / ms, 2) if 'torchebm' in record else None,
                       'GFLOP/s': round(1000 * record['gflop'] / ms), '% of matmul': round(100 * 1000 * record['gflop'] / ms / peak)}

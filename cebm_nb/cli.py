@@ -6,7 +6,7 @@
 __all__ = ['plain_errors', 'cebm_sample', 'parse_labels', 'cebm_eval', 'cebm_report', 'cebm_sweep', 'cebm_bench',
            'reconstruction_pairs', 'draw_run', 'cebm_train']
 
-# %% ../nbs/19_cli.ipynb #ddeb70bd
+# %% ../nbs/19_cli.ipynb #6402c21a
 import os
 import sys
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from fastcore.script import Param, call_parse, store_true
 from torch import Tensor, nn
 
 from .bench import bench_parts, run_bench
-from .data import ImageSet, load_data
+from .data import ImageSet, file_name, load_data
 from .evaluation import Judge, compare_with_pixels, evaluate, evaluation_parts, evaluation_tables, part_titles
 from .models import check_name
 from .plots import plot_images, plot_training, save_figure
@@ -90,7 +90,7 @@ def _print_evaluation(result, parts):
     for sentence in result['skipped']:
         if sentence.split(':')[0] in parts: print(f'\nskipped {sentence}')
 
-# %% ../nbs/19_cli.ipynb #e08efdc5
+# %% ../nbs/19_cli.ipynb #7c8fc330
 @call_parse
 def cebm_eval(
     runs: Param('run folders of cebm_train', str, nargs='+'),
@@ -110,7 +110,7 @@ def cebm_eval(
         for run in loaded:
             key = (data, None) if data else (run.config['data'], run.config.get('image_size'))
             if key not in sets: sets[key], shared[key] = load_data(key[0], root, key[1]), {}
-            folder = run.folder if key[0] == run.config['data'] else run.folder / f'on-{Path(key[0].removeprefix("folder:").replace("/validation", "-validation")).name}'
+            folder = run.folder if key[0] == run.config['data'] else run.folder / f'on-{file_name(key[0])}'
             if which == 'best': folder = folder / 'best'
             print(f'{run.folder}: {run.config["model"]["name"]} on {key[0]}')
             result = evaluate(run, sets[key], None, draws, device, parts, wanted, folder, root, shared[key], lambda part, seconds: print(f'  {part}: {seconds:.0f} s', flush=True))

@@ -13,12 +13,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
-# %% ../nbs/00_families.ipynb #96e8c6ca
-def _check_shape(what, x, shape):
-    if not isinstance(x, Tensor) or x.shape[x.dim() - len(shape):] != shape:
-        raise ValueError(f'{what} must be a tensor of shape (..., {", ".join(map(str, shape))}), got {tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}')
-    return x
-
+# %% ../nbs/00_families.ipynb #a617db24
 class ExponentialFamily:
     """An exponential family over z of shape (..., dim): p(z) = h(z) exp(<natural, suff_stats(z)> - log_normalizer(natural)).
 
@@ -42,29 +37,39 @@ class ExponentialFamily:
     def standard(self) -> Tensor: raise NotImplementedError
     def sample(self, natural: Tensor, generator: torch.Generator | None = None) -> Tensor: raise NotImplementedError
 
-    def check_natural(self, natural: Tensor) -> Tensor:
-        "`natural` itself; raises ValueError unless its shape is (..., *natural_shape)."
-        return _check_shape('natural parameters', natural, self.natural_shape)
-
-    def check_latents(self, z: Tensor) -> Tensor:
-        "`z` itself; raises ValueError unless its shape is (..., dim)."
-        return _check_shape('latents', z, (self.dim,))
-
-    def inner(self,
-        natural: Tensor,  # (..., *natural_shape)
-        z: Tensor,  # (..., dim), its batch shape broadcasts with that of `natural`
-    ) -> Tensor:  # (...)
-        "The inner product <natural, suff_stats(z)> over all natural parameters."
-        return (natural * self.suff_stats(z)).flatten(-len(self.natural_shape)).sum(-1)
-
-    def log_prob(self,
-        natural: Tensor,  # (..., *natural_shape)
-        z: Tensor,  # (..., dim)
-    ) -> Tensor:  # (...)
-        "Log-density of z, from the four pieces of the definition."
-        return self.inner(natural, z) - self.log_normalizer(natural) + self.log_base_measure(z)
-
     def __repr__(self): return f'{type(self).__name__}(dim={self.dim})'
+
+# %% ../nbs/00_families.ipynb #a6ffc7ba
+def _check_shape(what, x, shape):
+    if not isinstance(x, Tensor) or x.shape[x.dim() - len(shape):] != shape:
+        raise ValueError(f'{what} must be a tensor of shape (..., {", ".join(map(str, shape))}), got {tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}')
+    return x
+
+@patch
+def check_natural(self: ExponentialFamily, natural: Tensor) -> Tensor:
+    "`natural` itself; raises ValueError unless its shape is (..., *natural_shape)."
+    return _check_shape('natural parameters', natural, self.natural_shape)
+
+@patch
+def check_latents(self: ExponentialFamily, z: Tensor) -> Tensor:
+    "`z` itself; raises ValueError unless its shape is (..., dim)."
+    return _check_shape('latents', z, (self.dim,))
+
+@patch
+def inner(self: ExponentialFamily,
+    natural: Tensor,  # (..., *natural_shape)
+    z: Tensor,  # (..., dim), its batch shape broadcasts with that of `natural`
+) -> Tensor:  # (...)
+    "The inner product <natural, suff_stats(z)> over all natural parameters."
+    return (natural * self.suff_stats(z)).flatten(-len(self.natural_shape)).sum(-1)
+
+@patch
+def log_prob(self: ExponentialFamily,
+    natural: Tensor,  # (..., *natural_shape)
+    z: Tensor,  # (..., dim)
+) -> Tensor:  # (...)
+    "Log-density of z, from the four pieces of the definition."
+    return self.inner(natural, z) - self.log_normalizer(natural) + self.log_base_measure(z)
 
 # %% ../nbs/00_families.ipynb #f88073f8
 class Gaussian(ExponentialFamily):

@@ -137,31 +137,18 @@ def frozen(model: nn.Module):
     finally:
         for p in trained: p.requires_grad_(True)
 
-# %% ../nbs/05_sgld.ipynb #8e08425b
+# %% ../nbs/05_sgld.ipynb #f0040486
 class _Conv:
     def __init__(self, layer, dtype):
         self.weight = layer.weight.detach().to(dtype, memory_format=torch.channels_last, copy=True)
         self.bias = None if layer.bias is None else layer.bias.detach().to(dtype, copy=True)
         self.how = layer.stride, layer.padding, layer.dilation
         self.groups = layer.groups
-        self.taps = None  # (C kh kw, channels out), where adding up taps is faster than the routine
-        if layer.in_channels <= 3 and layer.stride == layer.dilation == (1, 1) and layer.groups == 1 and dtype != torch.bfloat16 and self.weight.device.type == 'cpu':
-            self.taps = self.weight.permute(1, 2, 3, 0).flatten(0, 2).contiguous()
 
     def forward(self, x): return torch.conv2d(x, self.weight, self.bias, *self.how, self.groups)
 
     def backward(self, g, x):
-        if self.taps is not None: return self._add_taps(g, x)
         return torch.ops.aten.convolution_backward(g, x, self.weight, None, *self.how, False, (0, 0), self.groups, (True, False, False))[0]
-
-    def _add_taps(self, g, x):
-        (batch, channels, height, width), (kh, kw), (ph, pw) = x.shape, self.weight.shape[2:], self.how[1]
-        rows, columns = g.shape[2:]
-        taps = (self.taps @ g.permute(0, 2, 3, 1).flatten(0, 2).T).view(channels, kh, kw, batch, rows, columns)
-        out = g.new_zeros(channels, batch, height + 2 * ph, width + 2 * pw)
-        for i in range(kh):
-            for j in range(kw): out[..., i:i + rows, j:j + columns] += taps[:, i, j]
-        return out[..., ph:ph + height, pw:pw + width].transpose(0, 1)
 
 
 class _Linear:
@@ -184,8 +171,27 @@ class _Flatten:
     def forward(self, x): return x.flatten(1)
     def backward(self, g, x): return g.view(x.shape).to(memory_format=torch.channels_last) if x.dim() == 4 else g.view(x.shape)
 
+# %% ../nbs/05_sgld.ipynb #8ba6ae63
+class _FewChannelConv(_Conv):  # one to three channels in, stride 1
+    def __init__(self, layer, dtype):
+        super().__init__(layer, dtype)
+        self.taps = self.weight.permute(1, 2, 3, 0).flatten(0, 2).contiguous()  # (C kh kw, channels out)
 
-_layer_kinds = {nn.Conv2d: _Conv, nn.Linear: _Linear, nn.SiLU: _SiLU, nn.Flatten: _Flatten}
+    def backward(self, g, x):
+        (batch, channels, height, width), (kh, kw), (ph, pw) = x.shape, self.weight.shape[2:], self.how[1]
+        rows, columns = g.shape[2:]
+        taps = (self.taps @ g.permute(0, 2, 3, 1).flatten(0, 2).T).view(channels, kh, kw, batch, rows, columns)
+        out = g.new_zeros(channels, batch, height + 2 * ph, width + 2 * pw)
+        for i in range(kh):
+            for j in range(kw): out[..., i:i + rows, j:j + columns] += taps[:, i, j]
+        return out[..., ph:ph + height, pw:pw + width].transpose(0, 1)
+
+def _conv(layer, dtype):  # the faster of the two
+    few = layer.in_channels <= 3 and layer.stride == layer.dilation == (1, 1) and layer.groups == 1
+    return (_FewChannelConv if few and dtype != torch.bfloat16 and layer.weight.device.type == 'cpu' else _Conv)(layer, dtype)
+
+# %% ../nbs/05_sgld.ipynb #62ba4f6f
+_layer_kinds = {nn.Conv2d: _conv, nn.Linear: _Linear, nn.SiLU: _SiLU, nn.Flatten: _Flatten}
 
 def _layers(model, dtype) -> list | None:  # the encoder of a model as such pairs, or None where there are others in it
     net = getattr(getattr(model, 'encoder', None), 'net', None)

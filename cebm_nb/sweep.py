@@ -6,7 +6,7 @@
 __all__ = ['experiments_folder', 'grid_names', 'Row', 'Grid', 'read_grid', 'row_command', 'is_trained', 'missing_parts',
            'claim_rows', 'run_notebook', 'sweep']
 
-# %% ../nbs/18_sweep.ipynb #cc6b9298
+# %% ../nbs/18_sweep.ipynb #f16f34c1
 import importlib
 import json
 import os
@@ -20,11 +20,11 @@ from typing import Callable
 
 import torch
 import yaml
+from fastcore.basics import patch
 
-from .data import data_names
-from .evaluation import evaluation_parts, part_key
+from .data import check_data_name, file_name
+from .evaluation import evaluation_parts
 from .models import check_name, model_names, write_json
-from .report import write_report
 from .training import write_lock
 from .trainer import Budget, get_settings
 
@@ -40,7 +40,7 @@ def grid_names() -> list:
     "The grids that come with this package."
     return sorted(path.stem for path in experiments_folder().glob('*.yaml'))
 
-# %% ../nbs/18_sweep.ipynb #781d4e69
+# %% ../nbs/18_sweep.ipynb #2736e063
 @dataclass
 class Row:
     "One run of a grid."
@@ -60,7 +60,7 @@ _axes, _budgets = ('data', 'model', 'seed'), ('minutes', 'epochs', 'steps')
 _words = (*_axes, *_budgets, 'tag', 'preset', 'device', 'precision', 'root', 'image_size', 'model_options', 'settings', 'judge_every')
 
 def _check_row(p):
-    if not str(p['data']).startswith('folder:'): check_name('data set', str(p['data']).removesuffix('/validation'), data_names)
+    check_data_name(p['data'])
     check_name('model', p['model'], [name for name in model_names if name != 'pixel'])  # pixels are in every evaluation
     if not isinstance(p['seed'], int): raise ValueError(f'seed must be a whole number, got {p["seed"]!r}')
     for word in ('settings', 'model_options'):
@@ -79,7 +79,7 @@ def _rows(block):
     for data, model, seed in product(*(as_list(block.get(axis, dict(data='mnist-5k', model='cebm', seed=0)[axis])) for axis in _axes)):
         parameters = dict(data=data, model=model, seed=seed) | rest
         _check_row(parameters)
-        yield Row('-'.join([str(data).rstrip('/').replace('/validation', '-validation').replace(':', '-').split('/')[-1], str(model), f's{seed}', *([str(tag)] if tag else [])]), parameters)
+        yield Row('-'.join([file_name(str(data)), str(model), f's{seed}', *([str(tag)] if tag else [])]), parameters)
 
 # %% ../nbs/18_sweep.ipynb #0fdab45c
 def read_grid(
@@ -183,7 +183,47 @@ def _all(kernels, calls):  # every call, `jobs` at a time
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
-# %% ../nbs/18_sweep.ipynb #00ae720a
+# %% ../nbs/18_sweep.ipynb #f9b78eaf
+class _Sweep:  # what is waiting, what failed, and a method for each of the three notebooks
+    def __init__(self, grid, root, tell):
+        self.grid, self.out, self.tell, self.failures, self.lock = grid, Path(grid.out), tell, {}, threading.Lock()
+        self.root = dict(root=str(root) if root else None)
+        self.waiting = {}  # data sets, to the names of their rows that are not done with training
+        for row in grid.rows: self.waiting.setdefault(row.parameters['data'], set()).update([] if is_trained(self.out / row.name) else [row.name])
+
+    def run(self, name, parameters, stem): return run_notebook(name, self.root | parameters, self.out / 'notebooks' / f'{stem}.ipynb')
+
+    def train(self, row, place):
+        self.tell(f'{row.name}: training')
+        wrong = self.run('train', place | row.parameters | dict(out=str(self.out / row.name)), f'{row.name}-train')
+        if not wrong and not is_trained(self.out / row.name): wrong = 'it was interrupted'
+        if wrong: self.failures[row.name] = wrong
+        done = _json(self.out / row.name / 'config.json').get('finished', {})
+        self.tell(f'{row.name}: {wrong}' if wrong else f'{row.name}: trained, {done["updates"]:,} updates in {done["seconds"] / 60:.1f} minutes')
+        data = row.parameters['data']
+        with self.lock:  # two may end at the same moment, and one of them is the last
+            self.waiting[data].discard(row.name)
+            last = not self.waiting[data]
+        if last: self.evaluate(data, place)
+
+# %% ../nbs/18_sweep.ipynb #e6176dff
+@patch
+def evaluate(self: _Sweep, data, place):  # whatever of this data set is trained and not evaluated
+    rows = [row for row in self.grid.rows if row.parameters['data'] == data and is_trained(self.out / row.name) and missing_parts(self.out / row.name, self.grid.parts)]
+    if not rows: return
+    self.tell(f'{data}: evaluating {len(rows)} runs')
+    wrong = self.run('evaluate', dict(runs=[str(self.out / row.name) for row in rows], parts=self.grid.parts, draws=self.grid.draws) | place, f'{file_name(str(data))}-evaluate')
+    if wrong: self.failures[data] = wrong
+    self.tell(f'{data}: {wrong or "evaluated"}')
+
+@patch
+def report(self: _Sweep):  # of the runs that have all parts
+    done = [str(self.out / row.name) for row in self.grid.rows if is_trained(self.out / row.name) and not missing_parts(self.out / row.name, self.grid.parts)]
+    if not done: return
+    if wrong := self.run('report', dict(runs=done, out=str(self.out / 'report'), title=self.grid.title), 'report'): self.failures['report'] = wrong
+    self.tell(f'{len(done)} of {len(self.grid.rows)} runs are done. Report: {self.out / "report" / "report.html"}')
+
+# %% ../nbs/18_sweep.ipynb #b89ea6a5
 def sweep(
     grid: Grid,
     jobs: int = 1,  # notebooks at a time
@@ -192,41 +232,12 @@ def sweep(
 ) -> dict:  # names of rows and data sets to what went wrong
     "Train and evaluate what a grid asks for and is not done yet, and write its report; raises ValueError before the first run where the grid cannot be."
     if jobs < 1: raise ValueError(f'jobs must be at least 1, got {jobs}')
-    out, failures, kernels = Path(grid.out), {}, _Kernels(jobs)
-    out.mkdir(parents=True, exist_ok=True)
-    with write_lock(out, 'sweep'):
+    Path(grid.out).mkdir(parents=True, exist_ok=True)
+    with write_lock(Path(grid.out), 'sweep'):
         claim_rows(grid)
-        waiting, calls = {}, []  # data sets, and which of their rows are not done with training
-        for row in grid.rows: waiting.setdefault(row.parameters['data'], set()).update([] if is_trained(out / row.name) else [row.name])
-        def train_one(row, place):
-            _train_row(row, out, root, place, failures, tell)
-            waiting[row.parameters['data']].discard(row.name)
-            if not waiting[row.parameters['data']]: _evaluate_rows(row.parameters['data'], grid, root, place, failures, tell)
-        for data, rows in waiting.items():
-            if rows: calls += [partial(train_one, row) for row in grid.rows if row.name in rows]
-            else: calls.append(partial(lambda data, place: _evaluate_rows(data, grid, root, place, failures, tell), data))
-        _all(kernels, calls)
-        if evaluated := [out / row.name for row in grid.rows if is_trained(out / row.name) and not missing_parts(out / row.name, grid.parts)]:
-            if wrong := run_notebook('report', dict(runs=list(map(str, evaluated)), out=str(out / 'report'), title=grid.title, root=str(root) if root else None), out / 'notebooks' / 'report.ipynb'):
-                failures['report'] = wrong
-            tell(f'{len(evaluated)} of {len(grid.rows)} runs are done. Report: {out / "report" / "report.html"}')
-        for name, wrong in failures.items(): tell(f'FAILED {name}: {wrong}. See {out / "notebooks"}')
-    return failures
-
-def _train_row(row, out, root, place, failures, tell):
-    tell(f'{row.name}: training')
-    wrong = run_notebook('train', dict(root=str(root) if root else None) | place | row.parameters | dict(out=str(out / row.name)), out / 'notebooks' / f'{row.name}-train.ipynb')
-    if not wrong and not is_trained(out / row.name): wrong = 'it was interrupted'
-    if wrong: failures[row.name] = wrong
-    done = _json(out / row.name / 'config.json').get('finished', {})
-    tell(f'{row.name}: {wrong}' if wrong else f'{row.name}: trained, {done["updates"]:,} updates in {done["seconds"] / 60:.1f} minutes')
-
-def _evaluate_rows(data, grid, root, place, failures, tell):  # whatever of this data set is trained and not evaluated
-    out = Path(grid.out)
-    rows = [row for row in grid.rows if row.parameters['data'] == data and is_trained(out / row.name) and missing_parts(out / row.name, grid.parts)]
-    if not rows: return
-    name = rows[0].name.rsplit(f'-{rows[0].parameters["model"]}-', 1)[0]
-    tell(f'{data}: evaluating {len(rows)} runs')
-    wrong = run_notebook('evaluate', dict(runs=[str(out / row.name) for row in rows], parts=grid.parts, draws=grid.draws, root=str(root) if root else None) | place, out / 'notebooks' / f'{name}-evaluate.ipynb')
-    if wrong: failures[data] = wrong
-    tell(f'{data}: {wrong or "evaluated"}')
+        s = _Sweep(grid, root, tell)
+        trained = [partial(s.evaluate, data) for data, rows in s.waiting.items() if not rows]
+        _all(_Kernels(jobs), trained + [partial(s.train, row) for row in grid.rows if row.name in s.waiting[row.parameters['data']]])
+        s.report()
+    for name, wrong in s.failures.items(): tell(f'FAILED {name}: {wrong}. See {s.out / "notebooks"}')
+    return s.failures

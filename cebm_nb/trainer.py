@@ -144,11 +144,11 @@ def learning_rate_factor(
     warm = min(1., (step + 1) / settings.warmup) if settings.warmup else 1.
     return warm * (0.02 + 0.98 * (1 + math.cos(math.pi * min(used, 1.))) / 2 if settings.cosine else 1.)
 
-# %% ../nbs/06_trainer.ipynb #336bcce1
+# %% ../nbs/06_trainer.ipynb #20b2dde8
 class DivergenceError(RuntimeError):
     "Training has lost its way: values that are not finite, energies or chains far from where they belong."
 
-
+# %% ../nbs/06_trainer.ipynb #6c87f208
 class Trainer:
     "What every training has in common; `update` does one step, `fit` many. A subclass says in `learn` what a step is, and names its `presets`."
     presets: dict  # names to settings
@@ -169,7 +169,7 @@ class Trainer:
         self.precision, self.half = precision, lambda: mixed_precision(self.device, precision)
         self.half()  # an unknown precision is told here
         self.model, self.images = model.to(self.device).train(), data.train.to(self.device)
-        self.held_out = data.test if data.name.endswith('/validation') else None  # of the training set, for callbacks that choose
+        self.held_out = data.held_out  # for callbacks that choose
         self.average = copy.deepcopy(model) if settings.average else model
         self.optimisers = self.make_optimisers()
         self.generator = torch.Generator(self.device).manual_seed(seed)
@@ -187,14 +187,14 @@ class Trainer:
     def refresh_average(self): pass  # what a subclass must do to the averaged model before it is used
     def own_state(self) -> dict: return {}  # tensors of a subclass that a later update depends on, by name
 
-    @property
-    def steps_per_epoch(self) -> int: return len(self.images) // self.settings.batch_size
-
     def describe(self, row: dict) -> str:
         "A row of measurements in a few words, for the progress bar."
         return ', '.join(f"{k.replace('_', ' ')} {v:.3g}" for k, v in row.items() if k not in ('step', 'seconds', 'learning_rate', 'grad_norm'))
 
-# %% ../nbs/06_trainer.ipynb #c9d7387c
+# %% ../nbs/06_trainer.ipynb #f2b7d772
+@patch(as_prop=True)
+def steps_per_epoch(self: Trainer) -> int: return len(self.images) // self.settings.batch_size
+
 @patch
 def batch(self: Trainer) -> Tensor:
     "The next images, in the model's range: (B, C, H, W)."

@@ -6,7 +6,7 @@
 __all__ = ['save_checkpoint', 'read_checkpoint', 'load_checkpoint', 'Checkpoints', 'rescue', 'write_lock', 'Run',
            'new_run_folder', 'machine', 'source_commit', 'make_budget', 'train', 'resume']
 
-# %% ../nbs/07_training.ipynb #b3a60178
+# %% ../nbs/07_training.ipynb #03975cc7
 import importlib
 import json
 import math
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from . import __version__
-from .data import ImageData, load_data
+from .data import ImageData, file_name, load_data
 from .models import create_model, load_model, load_weights, model_from_config, read_config, save_weights, write_atomically, write_json
 from .trainer import Budget, DivergenceError, EnergySettings, EnergyTrainer, Settings, Trainer, contrastive_loss, get_settings, trainer_class
 
@@ -261,7 +261,7 @@ def make_budget(
     if not 0 < epochs < math.inf: raise ValueError(f'epochs must be positive, got {epochs}')
     return Budget(steps=max(1, round(epochs * steps_per_epoch)))
 
-# %% ../nbs/07_training.ipynb #323d5386
+# %% ../nbs/07_training.ipynb #823500c2
 def train(
     model: str | nn.Module = 'cebm',  # a name for `create_model`, or a model of yours with an `energy` or a `trainer`
     data: str | ImageData = 'mnist-5k',  # a name for `load_data`, or a data set
@@ -284,7 +284,7 @@ def train(
     "Train a model and leave a run folder; raises ValueError and OSError before it starts, DivergenceError later."
     chosen = get_settings(preset, model, **settings)
     if not save_every >= 0: raise ValueError(f'save_every must be a number of seconds, got {save_every}')
-    folder = new_run_folder(out, f'{data.replace("/", "-") if isinstance(data, str) and ":" not in data else "own"}-{model if isinstance(model, str) else "own"}-{preset}-s{seed}')
+    folder = new_run_folder(out, f'{file_name(data) if isinstance(data, str) else "own"}-{model if isinstance(model, str) else "own"}-{preset}-s{seed}')
     name = data if isinstance(data, str) else data.name
     if isinstance(data, str): data = load_data(data, root, image_size)
     if isinstance(model, str): model = create_model(model, data.in_shape, **dict(seed=seed) | (model_options or {}))
