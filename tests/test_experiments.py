@@ -1,6 +1,7 @@
 """The experiment notebooks under papermill, sweeps that are killed and gone on with, and what an installed package brings."""
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -14,6 +15,8 @@ from test_export import BIN, ROOT
 from cebm_nb.data import load_data
 from cebm_nb.models import load_model, pretrained_names, read_card
 from cebm_nb.representation import encode_images, few_label
+from cebm_nb.sweep import run_notebook
+from cebm_nb.training import write_lock
 
 NOTEBOOKS = ROOT / 'nbs' / 'experiments'
 
@@ -40,6 +43,11 @@ def test_the_three_notebooks_under_papermill(tmp_path):
     again = papermill(tmp_path, 'evaluate', runs=['run'], parts=['few-label', 'clusters'], draws=2)
     assert (tmp_path / 'run' / 'eval.json').stat().st_mtime_ns == before and any('nothing to do' in output.get('text', '') for output in outputs(again))
     papermill(tmp_path, 'report', runs=['run'], out='page')
+    shutil.copytree(tmp_path / 'run', tmp_path / 'other')
+    (tmp_path / 'other' / 'eval.json').unlink()
+    with write_lock(tmp_path / 'run', 'eval'):  # one that cannot be written does not keep the other from its figures
+        wrong = run_notebook('evaluate', dict(runs=[str(tmp_path / 'run'), str(tmp_path / 'other')], parts=['few-label', 'neighbours'], draws=2), tmp_path / 'both.ipynb')
+    assert 'another process' in wrong and json.loads((tmp_path / 'other' / 'eval.json').read_text())['neighbours']
     assert 'gmm-cebm' in (tmp_path / 'page' / 'report.md').read_text() and (tmp_path / 'page' / 'clusters.csv').is_file()
 
 
