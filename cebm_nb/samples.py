@@ -8,8 +8,9 @@ __all__ = ['start_of_chains', 'to_symmetric', 'generated_images', 'training_kern
            'FeatureNet', 'features_of', 'train_features', 'inception_file', 'InceptionFeatures', 'inception_features',
            'real_halves', 'distances', 'distance_records']
 
-# %% ../nbs/13_samples.ipynb #68121a5f
+# %% ../nbs/13_samples.ipynb #215c9987
 import os
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -144,12 +145,14 @@ def chain_paths(
             paths.images[start], paths.energies[start] = follow_chains(energy, training_kernel(run, 1), x.to(device), paths.marks, torch.Generator(device).manual_seed(seed + 1 + i))
     return paths
 
-# %% ../nbs/13_samples.ipynb #5338af99
+# %% ../nbs/13_samples.ipynb #34abdc97
 def chain_diagnostics(
     energies: np.ndarray,  # (chains, draws); the first half of the draws is left out
 ) -> dict:  # rhat, ess (draws that independent ones would be worth), draws (how many there are); None where they are not defined
     "R-hat and effective sample size of the energies along chains."
-    import arviz  # takes seconds to import, and only this needs it
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', FutureWarning)  # once a day, of a version to come
+        import arviz  # takes seconds to import, and only this needs it
     kept = np.asarray(energies, np.float64)[:, energies.shape[1] // 2:]
     values = (float(arviz.rhat(kept)), float(arviz.ess(kept))) if min(kept.shape) >= 4 else (np.nan, np.nan)
     rhat, ess = (value if np.isfinite(value) else None for value in values)
