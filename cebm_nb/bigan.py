@@ -6,8 +6,9 @@
 __all__ = ['generators', 'bigan_presets', 'discriminator_loss', 'PairDiscriminator', 'BiGAN', 'AdversarialSettings',
            'AdversarialTrainer']
 
-# %% ../nbs/09_bigan.ipynb #4273025b
+# %% ../nbs/09_bigan.ipynb #afbd646d
 from dataclasses import dataclass
+from statistics import median
 
 import torch
 from fastcore.basics import patch
@@ -175,3 +176,12 @@ def refresh_average(self: AdversarialTrainer):
             model.decode(model.prior.sample(len(x), generator))
     for m, momentum in norms: m.momentum = momentum
     model.eval()
+
+# %% ../nbs/09_bigan.ipynb #302667e7
+@patch
+def trouble(self: AdversarialTrainer,
+    tolerance: float = 4.,  # in units of 25, a loss that a game which goes well never shows
+) -> str | None:
+    "What the last hundred updates say is wrong, in a few words; None when all is well."
+    losses = [row['generator_loss'] for row in self.rows[-10:]]
+    if len(losses) == 10 and median(losses) > 25 * tolerance: return f'the loss of encoder and generator is {median(losses):.0f}, the discriminator has run away'

@@ -298,7 +298,7 @@ def train(
         write_json(folder / 'config.json', config)
         return _fit(trainer, budget, folder, config, progress, callbacks)
 
-# %% ../nbs/07_training.ipynb #5a6d0d30
+# %% ../nbs/07_training.ipynb #cf31f362
 def _fit(trainer, budget, folder, config, progress, callbacks=()) -> Run:
     saver, bar = _Saver(folder, config, config.get('save_every', 60.)), _Progress(progress)
     watch, trainer.folder = (_watch,) if trainer.settings.rescues else (), folder  # callbacks find it there
@@ -331,7 +331,8 @@ def _rescue_or_give_up(trainer, saver, folder, error):
         trainer.rescues = rescues
     saver.save(trainer, 'diverged') if most else saver.record(trainer, 'diverged')
     done = f'{most} rescues are used up, the healthy model of update {trainer.step} is' if most else '--rescues is 0, what was healthy is'
-    raise DivergenceError(f'{error}; {done} in {str(folder)!r}. Try a lower --learning_rate or more --sgld_steps') from None
+    cure = ' or '.join(f'{"a lower" if name == "learning_rate" else "more"} --{name}' for name in trainer.gentler(False))
+    raise DivergenceError(f'{error}; {done} in {str(folder)!r}. Try {cure}') from None
 
 # %% ../nbs/07_training.ipynb #8de22333
 def _same_run(config, record, path):

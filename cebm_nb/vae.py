@@ -6,8 +6,9 @@
 __all__ = ['vae_presets', 'bernoulli', 'padding_from', 'plan_sides', 'fitting_kernels', 'ConvDecoder', 'VAE', 'draw',
            'VAETrainer']
 
-# %% ../nbs/08_vae.ipynb #fb90fd62
+# %% ../nbs/08_vae.ipynb #4d831240
 import math
+from statistics import median
 
 import torch
 from fastcore.basics import patch
@@ -223,3 +224,15 @@ class VAETrainer(Trainer):
         return dict(elbo=(log_likelihood - kl).mean().detach(), log_likelihood=log_likelihood.mean().detach(), kl=kl.mean().detach(), grad_norm=norm)
 
 VAE.trainer = VAETrainer  # so `train` and the commands find it
+
+# %% ../nbs/08_vae.ipynb #a18c6832
+@patch
+def trouble(self: VAETrainer,
+    tolerance: float = 4.,  # in sixteenths of what the bound has risen since the first update
+) -> str | None:
+    "What the last hundred updates say is wrong, in a few words; None when all is well."
+    bound = [row['elbo'] for row in self.rows]
+    if len(bound) < 20: return None
+    now, best = median(bound[-10:]), max(median(bound[i:i + 10]) for i in range(0, len(bound) - 10, 10))
+    if now < bound[0]: return f'the evidence lower bound is {now:.1f}, at the first update it was {bound[0]:.1f}'
+    if best - now > tolerance / 16 * (best - bound[0]): return f'the evidence lower bound is {now:.1f}, it has been {best:.1f}'
