@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['plain_errors', 'cebm_sample', 'parse_labels', 'cebm_eval', 'cebm_report', 'cebm_sweep', 'cebm_bench',
-           'reconstruction_pairs', 'draw_run', 'cebm_train']
+           'reconstruction_pairs', 'draw_run', 'given_settings', 'cebm_train']
 
-# %% ../nbs/19_cli.ipynb #6402c21a
+# %% ../nbs/19_cli.ipynb #aadb872e
 import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from fastcore.meta import delegates
 from fastcore.script import Param, call_parse, store_true
 from torch import Tensor, nn
 
@@ -183,27 +184,8 @@ def draw_run(
         test = load_data(run.config['data'], root, run.config['image_size']).test
         save_figure(plot_images(reconstruction_pairs(run.model, test), columns=10), run.folder / 'figures' / 'reconstructions.png')
 
-# %% ../nbs/19_cli.ipynb #079abf1f
-@call_parse
-def cebm_train(
-    data: str = 'mnist-5k',  # mnist-5k, digits, digits-m, fashion-mnist, mnist, emnist-digits, cifar10, svhn, svhn-extra, dtd, or folder:PATH; NAME/validation trains on nine tenths of the training set and is evaluated on the last
-    model: str = 'cebm',  # cebm, gmm-cebm, igebm, vae, gmm-vae, bigan or gmm-bigan
-    preset: str = 'cpu',  # cpu: learns fast on two cores; paper: the original settings; smoke: seconds, to try things
-    seed: int = 0,  # of weights, data order, noise and chains
-    minutes: float = None,  # budget: minutes on the clock; or
-    epochs: float = None,  # budget: passes over the training set; or
-    steps: int = None,  # budget: parameter updates
-    out: str = None,  # run folder; a new one below runs/ by default
-    resume: str = None,  # go on with the run in this folder; only a budget can be given with it
-    device: str = 'auto',  # auto, cpu, cuda, ...
-    precision: str = 'auto',  # auto: bfloat16 where the processor has it; float32; bfloat16
-    root: str = None,  # folder for downloaded data; ~/.cache/cebm_nb by default
-    image_size: int = None,  # for folder:PATH, crop and scale images to this many pixels
-    latent_dim: int = 128,  # latent dimensions
-    components: int = None,  # mixture components of the gmm- models, 20 by default
-    learn_prior: store_true = False,  # train the prior too; gmm-vae does in any case
-    encoder: str = None,  # of the energy-based models: conv (the paper's, default), residual or mlp
-    generator: str = None,  # of the BiGANs: wide (default), or original
+# %% ../nbs/19_cli.ipynb #19770deb
+def given_settings(
     batch_size: int = None,  # images, and chains, in an update
     learning_rate: float = None,  # of Adam
     warmup: int = None,  # updates over which the learning rate rises
@@ -223,19 +205,42 @@ def cebm_train(
     buffer_size: int = None,  # chains in the replay buffer
     restart_prob: float = None,  # probability that a chain starts anew
     chain_reach: float = None,  # a chain with a value beyond [-reach, reach] starts anew in any case
+) -> dict:
+    "The settings that are not None, by their names in the library; raises ValueError on an unknown schedule."
+    given = {k: v for k, v in locals().items() if v is not None}
+    if schedule: given['cosine'] = check_name('schedule', given.pop('schedule'), ['constant', 'cosine']) == 'cosine'
+    return given
+
+# %% ../nbs/19_cli.ipynb #db998ce9
+@call_parse
+@delegates(given_settings)
+def cebm_train(
+    data: str = 'mnist-5k',  # mnist-5k, digits, digits-m, fashion-mnist, mnist, emnist-digits, cifar10, svhn, svhn-extra, dtd, or folder:PATH; NAME/validation trains on nine tenths of the training set and is evaluated on the last
+    model: str = 'cebm',  # cebm, gmm-cebm, igebm, vae, gmm-vae, bigan or gmm-bigan
+    preset: str = 'cpu',  # cpu: learns fast on two cores; paper: the original settings; smoke: seconds, to try things
+    seed: int = 0,  # of weights, data order, noise and chains
+    minutes: float = None,  # budget: minutes on the clock; or
+    epochs: float = None,  # budget: passes over the training set; or
+    steps: int = None,  # budget: parameter updates
+    out: str = None,  # run folder; a new one below runs/ by default
+    resume: str = None,  # go on with the run in this folder; only a budget can be given with it
+    device: str = 'auto',  # auto, cpu, cuda, ...
+    precision: str = 'auto',  # auto: bfloat16 where the processor has it; float32; bfloat16
+    root: str = None,  # folder for downloaded data; ~/.cache/cebm_nb by default
+    image_size: int = None,  # for folder:PATH, crop and scale images to this many pixels
+    latent_dim: int = 128,  # latent dimensions
+    components: int = None,  # mixture components of the gmm- models, 20 by default
+    learn_prior: store_true = False,  # train the prior too; gmm-vae does in any case
+    encoder: str = None,  # of the energy-based models: conv (the paper's, default), residual or mlp
+    generator: str = None,  # of the BiGANs: wide (default), or original
     save_every: float = 60.,  # seconds between checkpoints
     judge_every: int = 500,  # updates between two measurements of accuracy and samples, which choose the best model; 0: never
     quiet: store_true = False,  # no progress bar
+    **kwargs,
 ):
     "Train a conjugate energy-based model, or one of its rivals, on images. Without arguments: a CEBM on 4,000 MNIST digits, three to four minutes on two cores. Ctrl-C ends a run cleanly."
-    given = dict(batch_size=batch_size, learning_rate=learning_rate, warmup=warmup, grad_clip=grad_clip, average=average, rescues=rescues, instance_noise=instance_noise,
-                 discriminator_rate=discriminator_rate, data_noise=data_noise,
-                 energy_penalty=energy_penalty, max_gap=max_gap, sgld_steps=sgld_steps, sgld_step_size=sgld_step_size, sgld_noise=sgld_noise,
-                 sgld_clamp=sgld_clamp, buffer_size=buffer_size, restart_prob=restart_prob, chain_reach=chain_reach)
-    given = {k: v for k, v in given.items() if v is not None}
     with plain_errors('cebm_train'):
-        judges = (Judge(judge_every),) if judge_every else ()
-        if schedule: given['cosine'] = check_name('schedule', schedule, ['constant', 'cosine']) == 'cosine'
+        given, judges = given_settings(**kwargs), (Judge(judge_every),) if judge_every else ()
         if resume:
             if given or out: raise ValueError(f'with --resume only a budget can be given, got {", ".join([*given, *["out"] * bool(out)])}')
             run = resume_run(resume, root, minutes, epochs, steps, not quiet, judges)
