@@ -33,7 +33,7 @@ def discriminator_loss(
 
 # %% ../nbs/09_bigan.ipynb #2f5f65c3
 class PairDiscriminator(nn.Module):
-    "The logit that a pair was encoded rather than generated: images (B, *in_shape) and latents (B, latent_dim) -> (B,)."
+    "The logit that a pair was encoded rather than generated: images `(B, *in_shape)` and latents (B, latent_dim) -> (B,)."
 
     def __init__(self,
         in_shape: tuple,  # (channels, height, width)
@@ -69,23 +69,23 @@ class BiGAN(nn.Module):
         self.encoder, self.generator, self.discriminator, self.prior, self.in_shape = encoder, generator, discriminator, prior, tuple(encoder.in_shape)
 
     def encode(self, x: Tensor) -> Tensor:
-        "The representation E(x): (B, *in_shape) -> (B, D)."
+        "The representation E(x): `(B, *in_shape)` -> (B, D)."
         return widen(self.encoder(check_inputs(self, x)))
 
     def decode(self, z: Tensor) -> Tensor:
-        "The image G(z): (B, D) -> (B, *in_shape), in [-1, 1]."
+        "The image G(z): (B, D) -> `(B, *in_shape)`, in [-1, 1]."
         return torch.tanh(widen(self.generator(check_latents(z, self.prior.family.dim).to(next(self.parameters()).dtype))))
 
     def reconstruct(self, x: Tensor) -> Tensor:
-        "G(E(x)), which nothing in the loss compares with x: (B, *in_shape) -> (B, *in_shape)."
+        "G(E(x)), which nothing in the loss compares with x: `(B, *in_shape)` -> `(B, *in_shape)`."
         return self.decode(self.encode(x))
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        "Images of n draws from the prior: -> (n, *in_shape), in [-1, 1]."
+        "Images of n draws from the prior: -> `(n, *in_shape)`, in [-1, 1]."
         return self.decode(self.prior.sample(n, generator))
 
     def responsibilities(self, x: Tensor) -> Tensor:
-        "p(component k | E(x)): (B, *in_shape) -> (B, K), rows that sum to 1."
+        "p(component k | E(x)): `(B, *in_shape)` -> (B, K), rows that sum to 1."
         return self.prior.components_of(self.prior.family.suff_stats(self.encode(x)))
 
 # %% ../nbs/09_bigan.ipynb #270d1013

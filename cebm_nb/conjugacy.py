@@ -78,12 +78,12 @@ def sample(self: Prior, n: int, generator: torch.Generator | None = None) -> Ten
 
 @patch
 def components_of(self: Prior, suff_stats: Tensor) -> Tensor:
-    "p(component k | z) from eta(z), (B, *family.natural_shape); there is one component here: -> (B, 1)."
+    "p(component k | z) from eta(z), `(B, *family.natural_shape)`; there is one component here: -> (B, 1)."
     return torch.ones_like(suff_stats[(...,) + (0,) * len(self.family.natural_shape)])[..., None]
 
 # %% ../nbs/01_conjugacy.ipynb #d271b7fa
 class MixturePrior(Prior):
-    """A mixture bias with K components of equal weight, all sharing t(x); natural parameters (K, *family.natural_shape).
+    """A mixture bias with K components of equal weight, all sharing t(x); natural parameters `(K, *family.natural_shape)`.
 
     Wu et al. 2021, https://arxiv.org/abs/2106.13798, section 3.3: p(y=k | x) is proportional to exp(A(lambda_k + t(x)) - A(lambda_k))."""
 

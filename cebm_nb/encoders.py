@@ -25,7 +25,7 @@ def check_in_shape(
 
 # %% ../nbs/02_encoders.ipynb #09a1c938
 class Encoder(nn.Module):
-    """A network from inputs of shape (B, *in_shape) to (B, out_features); raises ValueError on inputs of another shape.
+    """A network from inputs of shape `(B, *in_shape)` to (B, out_features); raises ValueError on inputs of another shape.
 
     Weights and images are kept in the channels-last memory layout, which convolutions on CPUs and GPUs prefer."""
 
@@ -44,7 +44,7 @@ class Encoder(nn.Module):
         if len(self.in_shape) == 3: self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
-        "(B, *in_shape) -> (B, out_features)."
+        "`(B, *in_shape)` -> (B, out_features)."
         if x.shape[1:] != self.in_shape: raise ValueError(f'inputs must have the shape (B, {", ".join(map(str, self.in_shape))}), got {tuple(x.shape)}')
         return self.net(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x)
 

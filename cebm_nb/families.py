@@ -47,7 +47,7 @@ def _check_shape(what, x, shape):
 
 @patch
 def check_natural(self: ExponentialFamily, natural: Tensor) -> Tensor:
-    "`natural` itself; raises ValueError unless its shape is (..., *natural_shape)."
+    "`natural` itself; raises ValueError unless its shape is `(..., *natural_shape)`."
     return _check_shape('natural parameters', natural, self.natural_shape)
 
 @patch

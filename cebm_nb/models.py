@@ -114,14 +114,14 @@ class CEBM(nn.Module):
         self.encoder, self.prior, self.in_shape = encoder, prior, encoder.in_shape
 
     def suff_stats(self, x: Tensor) -> Tensor:
-        "Neural sufficient statistics t(x), natural parameters: (B, *in_shape) -> (B, *family.natural_shape)."
+        "Neural sufficient statistics t(x), natural parameters: `(B, *in_shape)` -> `(B, *family.natural_shape)`."
         return self._suff_stats_of(self.encoder(x))
 
     def _suff_stats_of(self, features: Tensor) -> Tensor:
         return self.prior.family.to_natural(widen(features).unflatten(1, self.prior.family.natural_shape))
 
     def energy(self, x: Tensor) -> Tensor:
-        "Marginal energy E(x) = -log p(x) up to a constant: (B, *in_shape) -> (B,)."
+        "Marginal energy E(x) = -log p(x) up to a constant: `(B, *in_shape)` -> (B,)."
         return self.energy_of(self.encoder(x))
 
     def energy_of(self, features: Tensor) -> Tensor:
@@ -136,12 +136,12 @@ def posterior(self: CEBM, x: Tensor) -> Distribution:
 
 @patch
 def responsibilities(self: CEBM, x: Tensor) -> Tensor:
-    "p(component k | x): (B, *in_shape) -> (B, K), rows that sum to 1."
+    "p(component k | x): `(B, *in_shape)` -> (B, K), rows that sum to 1."
     return self.prior.responsibilities(self.suff_stats(check_inputs(self, x)))
 
 @patch
 def encode(self: CEBM, x: Tensor) -> Tensor:
-    "The representation of an image, its posterior mean, or what that would be with a single standard prior where there is a mixture: (B, *in_shape) -> (B, dim)."
+    "The representation of an image, its posterior mean, or what that would be with a single standard prior where there is a mixture: `(B, *in_shape)` -> (B, dim)."
     return self.prior.encode(self.suff_stats(check_inputs(self, x)))
 
 # %% ../nbs/03_models.ipynb #762af734
@@ -157,7 +157,7 @@ def log_factor(self: CEBM, x: Tensor, z: Tensor) -> Tensor:
 
 @patch
 def log_joint(self: CEBM, x: Tensor, z: Tensor) -> Tensor:
-    "-E(x, z): (B, *in_shape), (B, dim) -> (B,)."
+    "-E(x, z): `(B, *in_shape)`, (B, dim) -> (B,)."
     return self.log_factor(x, z) + self.log_prior(z)
 
 # %% ../nbs/03_models.ipynb #c81dd880
@@ -194,11 +194,11 @@ class IGEBM(nn.Module):
         self.last = nn.Linear(features, 1)
 
     def encode(self, x: Tensor) -> Tensor:
-        "The representation, the layer before the energy: (B, *in_shape) -> (B, features)."
+        "The representation, the layer before the energy: `(B, *in_shape)` -> (B, features)."
         return widen(self.head(self.encoder(check_inputs(self, x))))
 
     def energy(self, x: Tensor) -> Tensor:
-        "E(x) = -log p(x) up to a constant: (B, *in_shape) -> (B,)."
+        "E(x) = -log p(x) up to a constant: `(B, *in_shape)` -> (B,)."
         return self.energy_of(self.encoder(x))
 
     def energy_of(self, features: Tensor) -> Tensor:
@@ -228,7 +228,7 @@ class Pixel(nn.Module):
         self.in_shape = check_in_shape(in_shape)
 
     def encode(self, x: Tensor) -> Tensor:
-        "(B, *in_shape) -> (B, C*H*W)."
+        "`(B, *in_shape)` -> `(B, C*H*W)`."
         return check_inputs(self, x).flatten(1)
 
     @classmethod

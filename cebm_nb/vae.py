@@ -54,7 +54,7 @@ def fitting_kernels(
 
 # %% ../nbs/08_vae.ipynb #2e442044
 class ConvDecoder(nn.Module):
-    "Transposed convolutions from latents (B, latent_dim) to (B, *out_shape); raises ValueError if they do not end at that size."
+    "Transposed convolutions from latents (B, latent_dim) to `(B, *out_shape)`; raises ValueError if they do not end at that size."
 
     def __init__(self,
         latent_dim: int,  # number D of latent dimensions
@@ -81,7 +81,7 @@ class ConvDecoder(nn.Module):
         self.net = nn.Sequential(*layers[:-1 - batch_norm]).to(memory_format=torch.channels_last)
 
     def forward(self, z: Tensor) -> Tensor:
-        "(B, latent_dim) -> (B, *out_shape), any real numbers."
+        "(B, latent_dim) -> `(B, *out_shape)`, any real numbers."
         return self.net(z[:, :, None, None])
 
 # %% ../nbs/08_vae.ipynb #6874b848
@@ -112,7 +112,7 @@ class VAE(nn.Module):
         return self.likelihood(widen(self.decoder(z)))
 
     def encode(self, x: Tensor) -> Tensor:
-        "The representation of an image, the mean of q(z | x): (B, *in_shape) -> (B, D)."
+        "The representation of an image, the mean of q(z | x): `(B, *in_shape)` -> (B, D)."
         return self.posterior(x).mean
 
 # %% ../nbs/08_vae.ipynb #e52a0f8d
@@ -138,7 +138,7 @@ def elbo_terms(self: VAE, x: Tensor, generator: torch.Generator | None = None) -
 
 @patch
 def elbo(self: VAE, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    "Evidence lower bound of log p(x), by one draw of z: (B, *in_shape) -> (B,), in nats."
+    "Evidence lower bound of log p(x), by one draw of z: `(B, *in_shape)` -> (B,), in nats."
     log_likelihood, kl = self.elbo_terms(x, generator)
     return log_likelihood - kl
 
@@ -177,24 +177,24 @@ def importance_bound(self: VAE,
 # %% ../nbs/08_vae.ipynb #71d6f263
 @patch
 def responsibilities(self: VAE, x: Tensor) -> Tensor:
-    "q(component k | x), the best in a factorised approximation: (B, *in_shape) -> (B, K), rows that sum to 1."
+    "q(component k | x), the best in a factorised approximation: `(B, *in_shape)` -> (B, K), rows that sum to 1."
     q = self.posterior(x)
     return self.prior.components_of(torch.stack([q.mean, q.mean**2 + q.variance], -1))
 
 # %% ../nbs/08_vae.ipynb #7d8b5b37
 @patch
 def decode(self: VAE, z: Tensor) -> Tensor:
-    "The mean image of p(x | z): (B, D) -> (B, *in_shape), in [0, 1]."
+    "The mean image of p(x | z): (B, D) -> `(B, *in_shape)`, in [0, 1]."
     return self.image(check_latents(z, self.prior.family.dim).to(next(self.parameters()).dtype)).mean
 
 @patch
 def reconstruct(self: VAE, x: Tensor) -> Tensor:
-    "An image through its own representation: (B, *in_shape) -> (B, *in_shape)."
+    "An image through its own representation: `(B, *in_shape)` -> `(B, *in_shape)`."
     return self.decode(self.encode(x))
 
 @patch
 def sample(self: VAE, n: int, generator: torch.Generator | None = None) -> Tensor:
-    "Mean images of n draws from the prior: -> (n, *in_shape), in [0, 1]."
+    "Mean images of n draws from the prior: -> `(n, *in_shape)`, in [0, 1]."
     return self.decode(self.prior.sample(n, generator))
 
 @patch
