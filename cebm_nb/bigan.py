@@ -127,14 +127,14 @@ bigan_presets = dict(
     smoke=AdversarialSettings(batch_size=16, epochs=0.2),
 )
 
-# %% ../nbs/09_bigan.ipynb #09d76807
+# %% ../nbs/09_bigan.ipynb #a0e454c4
 class AdversarialTrainer(Trainer):
     "The game of a `BiGAN`: discriminator against encoder and generator, each with its own optimiser."
     presets = bigan_presets
 
     def make_optimisers(self) -> dict:
         s, m = self.settings, self.model
-        adam = lambda *players: torch.optim.Adam([p for player in players for p in player.parameters()], lr=s.learning_rate, betas=(s.beta1, s.beta2))
+        adam = lambda *players: torch.optim.Adam([p for player in players for p in player.parameters()], lr=s.learning_rate, betas=(s.beta1, s.beta2), fused=self.device.type == 'cuda' or None)
         return dict(optimiser=adam(m.encoder, m.generator), discriminator_optimiser=adam(m.discriminator))
 
     def learn(self, x: Tensor, used: float) -> dict:

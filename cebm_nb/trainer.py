@@ -7,7 +7,7 @@ __all__ = ['energy_presets', 'contrastive_loss', 'check_numbers', 'check_types',
            'Budget', 'learning_rate_factor', 'DivergenceError', 'Trainer', 'EnergyTrainer', 'trainer_class',
            'get_settings']
 
-# %% ../nbs/06_trainer.ipynb #ba77ea32
+# %% ../nbs/06_trainer.ipynb #0223aa0b
 import copy
 import math
 import time
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .data import ImageData, load_data
 from .models import check_name, create_model, load_tensors, model_class, model_names
-from .sgld import SGLD, FrozenEnergy, ReplayBuffer, frozen, mixed_precision, pick_device
+from .sgld import SGLD, FrozenEnergy, Recorder, ReplayBuffer, exact_convolutions, frozen, mixed_precision, pick_device
 
 # %% ../nbs/06_trainer.ipynb #3a91f8f6
 def contrastive_loss(
@@ -148,7 +148,7 @@ def learning_rate_factor(
 class DivergenceError(RuntimeError):
     "Training has lost its way: values that are not finite, energies or chains far from where they belong."
 
-# %% ../nbs/06_trainer.ipynb #6c87f208
+# %% ../nbs/06_trainer.ipynb #94aa4dcb
 class Trainer:
     "What every training has in common; `update` does one step, `fit` many. A subclass says in `learn` what a step is, and names its `presets`."
     presets: dict  # names to settings
@@ -178,7 +178,7 @@ class Trainer:
 
     def make_optimisers(self) -> dict:
         "The optimisers by name; one Adam for all weights."
-        return dict(optimiser=torch.optim.Adam(self.model.parameters(), lr=self.settings.learning_rate))
+        return dict(optimiser=torch.optim.Adam(self.model.parameters(), lr=self.settings.learning_rate, fused=self.device.type == 'cuda' or None))
 
     def learn(self, x: Tensor, used: float) -> dict:
         "One step on images x, (B, C, H, W) in the model's range, at `used` of the budget; gives measurements as tensors."
@@ -204,28 +204,47 @@ def batch(self: Trainer) -> Tensor:
         self._epoch, self._order = epoch, order.to(self.device)
     return self.images.serve(self._order[position * self.settings.batch_size:(position + 1) * self.settings.batch_size], self.model.value_range)
 
-# %% ../nbs/06_trainer.ipynb #7dcafe86
+# %% ../nbs/06_trainer.ipynb #7b8e5b56
 @patch
 def rate(self: Trainer, used: float) -> float: return self.settings.learning_rate * learning_rate_factor(self.settings, self.step, used)
 
 @patch
-def descend(self: Trainer,
+def gradient(self: Trainer,
     loss: Tensor,  # a scalar
-    used: float,  # part of the budget used up, which sets the learning rate
-    name: str = 'optimiser',  # which of the optimisers takes the step
-    factor: float = 1.,  # what this optimiser's learning rate is multiplied by
+    name: str = 'optimiser',  # whose weights
 ) -> Tensor:  # norm of the gradient, before clipping
-    "One step of an optimiser down a loss. Raises DivergenceError, and leaves the weights as they were, when loss or gradient are not finite."
+    "Leave the clipped gradient of a loss in the weights of an optimiser."
     optimiser = self.optimisers[name]
     optimiser.zero_grad()
     loss.backward()
-    norm = nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group['params']], self.settings.grad_clip or math.inf)
-    if not (loss.isfinite() and norm.isfinite()): raise DivergenceError(f'the loss is not finite at update {self.step}')
-    for group in optimiser.param_groups: group['lr'] = factor * self.rate(used)
-    optimiser.step()
+    return nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group['params']], self.settings.grad_clip or math.inf)
+
+@patch
+def follow(self: Trainer,
+    loss: Tensor,  # a scalar
+    norm: Tensor,  # of its gradient, which is in the weights
+    used: float,  # part of the budget used up, which sets the learning rate
+    name: str = 'optimiser',  # which of the optimisers takes the step
+    factor: float = 1.,  # what this optimiser's learning rate is multiplied by
+):
+    "One step along the gradient. Raises DivergenceError, and leaves the weights as they were, when loss or gradient are not finite."
+    if not (loss + norm).isfinite(): raise DivergenceError(f'the loss is not finite at update {self.step}')
+    for group in self.optimisers[name].param_groups: group['lr'] = factor * self.rate(used)
+    self.optimisers[name].step()
+
+@patch
+def descend(self: Trainer,
+    loss: Tensor,  # a scalar
+    used: float,  # part of the budget used up
+    name: str = 'optimiser',  # which of the optimisers takes the step
+    factor: float = 1.,  # what this optimiser's learning rate is multiplied by
+) -> Tensor:  # norm of the gradient, before clipping
+    "Both halves: one step of an optimiser down a loss."
+    norm = self.gradient(loss, name)
+    self.follow(loss.detach(), norm, used, name, factor)
     return norm
 
-# %% ../nbs/06_trainer.ipynb #fe42f96b
+# %% ../nbs/06_trainer.ipynb #48db669d
 @patch
 @torch.no_grad()
 def _update_average(self: Trainer):
@@ -239,7 +258,8 @@ def update(self: Trainer,
     used: float = 0.,  # part of the budget used up, from 0 to 1
 ) -> dict:  # measurements, as tensors
     "One update of the weights. Raises DivergenceError when the loss is not finite."
-    try: row = self.learn(self.batch(), used)
+    try:
+        with exact_convolutions(self.device): row = self.learn(self.batch(), used)
     except ValueError as error:  # torch.distributions say it so
         if not str(error).startswith('Expected parameter'): raise
         raise DivergenceError(f'the parameters of a distribution are not finite at update {self.step}') from None
@@ -263,7 +283,7 @@ def fit(self: Trainer,
         for callback in callbacks: callback(self, min(budget.used(self.step, self.seconds), 1.))
     self.refresh_average()
 
-# %% ../nbs/06_trainer.ipynb #3b2ddf55
+# %% ../nbs/06_trainer.ipynb #1a99237c
 @patch
 def state(self: Trainer) -> tuple:  # names to tensors, and a record fit for JSON
     "All that the next update depends on, and what has been measured so far."
@@ -279,7 +299,7 @@ def _moments(optimiser, tensors) -> dict:  # Adam's moments of each weight, from
     for key, value in tensors.items():
         i, name = key.split('.')
         if not i.isdecimal() or int(i) >= len(weights) or value.shape not in ((), weights[int(i)].shape): raise ValueError(f'{key} belongs to no weight of this optimiser')
-        moments.setdefault(int(i), {})[name] = value
+        moments.setdefault(int(i), {})[name] = torch.empty_like(weights[int(i)], requires_grad=False).copy_(value) if value.shape else value  # in the weight's layout
     return moments
 
 @patch
@@ -305,7 +325,7 @@ def load_state(self: Trainer,
     self.generator.set_state(generator.get_state())
     self.step, self.seconds, self.rows, self.rescues, self.settings = step, seconds, rows, rescues, settings
 
-# %% ../nbs/06_trainer.ipynb #bac32f74
+# %% ../nbs/06_trainer.ipynb #472b578b
 class EnergyTrainer(Trainer):
     "Maximum marginal likelihood training of a model with an `energy`, by contrast with chains from a replay buffer."
     presets = energy_presets
@@ -320,6 +340,8 @@ class EnergyTrainer(Trainer):
     ):
         super().__init__(model, data, settings, seed, device, precision)
         self.buffer = ReplayBuffer(settings.buffer_size, data.in_shape, settings.restart_prob, settings.chain_reach, self.generator, self.device)
+        self.energy = FrozenEnergy(self.model, self.precision)  # of the chains
+        self._recorded = None  # settings, and what was recorded with them
 
     def own_state(self) -> dict: return dict(chains=self.buffer.chains)
 
@@ -331,15 +353,23 @@ class EnergyTrainer(Trainer):
     def learn(self, x: Tensor, used: float) -> dict:
         "Move some chains, then the weights: data down, samples up."
         s = self.settings
+        if self._recorded is None or self._recorded[0] != s: self._recorded = s, Recorder(self.contrast, tuple(self.model.parameters()))
         index, chains = self.buffer.draw(s.batch_size, self.generator)
-        samples = s.sgld.sample(FrozenEnergy(self.model, self.precision), chains, self.generator)
+        self.energy.refresh()
+        samples = s.sgld.sample(self.energy, chains, self.generator)
+        loss, *numbers = self._recorded[1](x, samples)[0].unbind()
+        row = dict(zip(('energy_data', 'energy_samples', 'gap', 'grad_norm', 'sample_low', 'sample_high', 'waiting'), numbers))
+        self.follow(loss, row['grad_norm'], used)
+        self.buffer.update(index, samples)
+        return row
+
+    def contrast(self, x: Tensor, samples: Tensor) -> tuple:  # one tensor of numbers: the loss, and what `learn` measures
+        "Leave the gradient of the contrastive loss in the weights."
+        s = self.settings
         with self.half(): energy_data, energy_samples = self.model.energy(torch.cat([x, samples])).chunk(2)
         loss, gap, waiting = contrastive_loss(energy_data, energy_samples, s.energy_penalty, math.inf if s.max_gap is None else s.max_gap)
-        norm = self.descend(loss, used)
-        self.buffer.update(index, samples)
-        low, high = samples.aminmax()
-        return dict(energy_data=energy_data.mean().detach(), energy_samples=energy_samples.mean().detach(), gap=gap, grad_norm=norm,
-                    sample_low=low, sample_high=high, waiting=waiting)
+        norm = self.gradient(loss)
+        return torch.stack([loss.detach(), energy_data.mean().detach(), energy_samples.mean().detach(), gap, norm, *samples.aminmax(), waiting.to(loss.dtype)]),
 
     def describe(self, row: dict) -> str:
         return (f"E(data) {row['energy_data']:.2f}, E(samples) {row['energy_samples']:.2f}, gap {row['gap']:+.2f}, "

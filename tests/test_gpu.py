@@ -1,0 +1,145 @@
+"""What is different on a GPU: recorded steps, exactness, and checkpoints that travel. Skipped on a machine without one."""
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cebm_nb.data import load_data
+from cebm_nb.evaluation import evaluate
+from cebm_nb.models import CEBM, create_model, load_model
+from cebm_nb.samples import sample_images
+from cebm_nb.sgld import SGLD, FrozenEnergy, Recorder, _Recording, exact_convolutions
+from cebm_nb.trainer import get_settings, trainer_class
+from cebm_nb.training import Run, resume, train
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
+models = ['cebm', 'gmm-cebm', 'igebm']
+
+
+def sharp(name, shape=(1, 28, 28), **options):  # with gradients of the size that training gives
+    model = create_model(name, shape, latent_dim=32, **options)
+    with torch.no_grad(): model.encoder.net[-1].weight.mul_(10)
+    return model.cuda()
+
+
+def images(n, shape=(1, 28, 28)): return (torch.rand(n, *shape, generator=torch.Generator().manual_seed(0)) * 2 - 1).cuda()
+
+
+def noise(seed): return torch.Generator('cuda').manual_seed(seed)
+
+
+@pytest.mark.parametrize('shape', [(1, 28, 28), (3, 32, 32), (1, 17, 23)])
+@pytest.mark.parametrize('name', models)
+def test_a_recorded_chain_is_that_of_the_plain_loop(name, shape):
+    model, kernel, start = sharp(name, shape), SGLD(steps=20), images(6, shape)
+    energy = FrozenEnergy(model, 'float32')
+    fast, plain, generator = kernel.sample(energy, start, noise(3)), start, noise(3)
+    assert isinstance(*energy.recorder.recordings.values(), _Recording)
+    with exact_convolutions(start.device):
+        for _ in range(20):
+            x = plain.detach().requires_grad_()
+            plain = x - torch.autograd.grad(model.energy(x).sum(), x)[0] + kernel.noise_std * torch.empty_like(x).normal_(generator=generator)
+    plain = plain.detach()
+    assert (plain - start).norm() > 0.1 and (fast - plain).norm() < 1e-4 * (plain - start).norm()
+    assert torch.equal(fast, kernel.sample(energy, start, noise(3)))  # all of it played, the same
+
+
+@pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('name', models)
+def test_a_recording_follows_the_weights(name, precision):
+    model, x = sharp(name, **(dict(learn_prior=True) if name != 'igebm' else {})), images(10)
+    energy = FrozenEnergy(model, precision)
+    for _ in range(4): before = energy.value_and_gradient(x)
+    with torch.no_grad():
+        for p in model.parameters(): p.mul_(1.1)
+    energy.refresh()
+    for ours, fresh in zip(energy.value_and_gradient(x), FrozenEnergy(model, precision).value_and_gradient(x)): assert torch.allclose(ours, fresh, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(energy(x), before[0], rtol=1e-2)
+    first = energy.value_and_gradient(x)[1]
+    kept = first.clone()
+    energy.value_and_gradient(-x)
+    assert torch.equal(first, kept)  # what was given is not written over
+
+
+def test_old_recordings_go():
+    energy = FrozenEnergy(sharp('cebm'))
+    for n in (2, 3, 4, 5):
+        for _ in range(4): energy.value_and_gradient(images(n))
+    assert [key[0][0][0] for key in energy.recorder.recordings] == [3, 4, 5]
+
+
+def test_what_cannot_be_recorded_is_computed():
+    class Looks(CEBM):
+        def energy_of(self, features): return super().energy_of(features) * (1. if features.sum().item() < 1e30 else 2.)
+    model, other = sharp('cebm'), sharp('cebm')
+    other.__class__ = Looks
+    looks, x = FrozenEnergy(other, 'float32'), images(5)
+    for _ in range(5): value, gradient = looks.value_and_gradient(x)
+    expected = FrozenEnergy(model, 'float32').value_and_gradient(x)
+    assert torch.allclose(value, expected[0], rtol=1e-5) and torch.allclose(gradient, expected[1], rtol=1e-4, atol=1e-6)
+    assert len(looks.recorder.recordings) == 1 and not isinstance(*looks.recorder.recordings.values(), _Recording)
+    assert torch.cuda.get_sync_debug_mode() == 0 and torch.cuda.current_stream() == torch.cuda.default_stream()
+
+
+@pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('name', models)
+def test_training_from_recordings_is_training(name, precision, monkeypatch):
+    data, settings = load_data('digits'), replace(get_settings('cpu', name), sgld_steps=5, batch_size=50, warmup=0)
+    def trained(updates):
+        trainer = trainer_class(name)(create_model(name, data.in_shape), data, settings, 3, 'cuda', precision)
+        rows = [{k: float(v) for k, v in trainer.update(0.).items()} for _ in range(updates)]
+        if updates > 8: trainer.settings = replace(settings, sgld_steps=8, grad_clip=0.1)  # as a rescue does
+        rows += [{k: float(v) for k, v in trainer.update(0.).items()} for _ in range(6 if updates > 8 else 0)]
+        return trainer, rows
+    trainer, recorded = trained(12)
+    assert isinstance(*trainer._recorded[1].recordings.values(), _Recording)
+    monkeypatch.setattr(Recorder, '__call__', lambda self, *tensors: self.function(*tensors))
+    _, called = trained(12)
+    for a, b in zip(recorded, called): assert a == pytest.approx(b, rel=2e-3, abs=2e-3)
+    assert recorded[0]['energy_data'] != pytest.approx(recorded[11]['energy_data'], rel=0.05)
+
+
+@pytest.mark.parametrize('name, tolerance', [('cebm', 0.01), ('gmm-cebm', 0.03), ('igebm', 0.01)])
+def test_precisions(name, tolerance):
+    model, x = sharp(name), images(40)
+    exact, half = FrozenEnergy(model, 'float32')(x), FrozenEnergy(model, 'bfloat16')(x)
+    on_cpu = FrozenEnergy(sharp(name).cpu(), 'float32')(x.cpu())
+    assert torch.allclose(exact.cpu(), on_cpu, rtol=1e-4, atol=1e-4) and (half - exact).abs().max() < tolerance * exact.abs().max()
+
+
+@pytest.mark.parametrize('name', ['cebm', 'gmm-cebm', 'igebm', 'vae', 'gmm-vae', 'bigan', 'gmm-bigan'])
+def test_same_seed_same_run_and_a_resumed_one_too(name, tmp_path):
+    def weights(folder): return load_model(folder).state_dict()
+    def interrupt(trainer, used):
+        if trainer.step == 25: signal.raise_signal(signal.SIGINT)
+    options = dict(model=name, data='digits', preset='smoke', steps=60, device='cuda', progress=False)
+    for part in 'ab': train(out=tmp_path / part, **options)
+    assert train(out=tmp_path / 'c', callbacks=(interrupt,), **options).config['finished'] | dict(seconds=0) == dict(status='interrupted', updates=25, seconds=0)
+    resume(tmp_path / 'c', progress=False)
+    first = weights(tmp_path / 'a')
+    for other in 'bc': assert all(torch.equal(first[k], v) for k, v in weights(tmp_path / other).items()), other
+
+
+def test_a_run_travels_to_the_processor_and_back(tmp_path):
+    data = load_data('digits')
+    run = train('cebm', data='digits', preset='smoke', steps=40, device='cuda', out=tmp_path / 'run', progress=False)
+    moved = Run.load(tmp_path / 'run')
+    x = data.test.serve(slice(50))
+    assert next(moved.model.parameters()).device.type == 'cpu'
+    assert torch.allclose(moved.model.encode(x), run.model.encode(x.cuda()).cpu(), rtol=1e-2, atol=1e-3)
+    found = [evaluate(moved, data, parts=['few-label'], labels=(10,), draws=2, device=device)['few_label'][0]['accuracy_mean'] for device in ('cpu', 'cuda')]
+    assert found[0] == pytest.approx(found[1], abs=0.01)
+    assert sample_images(moved, 4, steps=10).shape == (4, 1, 8, 8)
+
+
+def test_commands(tmp_path):
+    for words in ['cebm_train --data digits --preset smoke --steps 30 --out run --quiet', 'cebm_eval run --draws 2 --only few-label,ood', 'cebm_sample run --steps 5']:
+        command, *rest = words.split()
+        (tmp_path / 'command.py').write_text(f'from cebm_nb.cli import {command}\n{command}()\n')
+        done = subprocess.run([sys.executable, 'command.py', *rest], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert 'cuda' in json.loads((tmp_path / 'run' / 'config.json').read_text())['device']
