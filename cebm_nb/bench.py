@@ -87,7 +87,7 @@ def plain_sample(energy: Callable, kernel: SGLD, x: Tensor) -> Tensor:
         x = x - kernel.step_size / 2 * gradient + kernel.noise_std * torch.randn_like(x)
     return x.detach()
 
-# %% ../nbs/17_bench.ipynb #bac87e4c
+# %% ../nbs/17_bench.ipynb #593a5ab3
 def torchebm_sampler(
     energy: Callable,  # from (B, ...) to (B,)
     kernel: SGLD,
@@ -101,7 +101,7 @@ def torchebm_sampler(
     class Energy(BaseModel):
         def forward(self, x): return energy(x)
     step = kernel.step_size / 2  # torchebm's x <- x - step * grad E + scale * sqrt(2 step) * noise
-    sampler = LangevinDynamics(Energy(), step_size=step, noise_scale=kernel.noise_std / math.sqrt(2 * step), device=device)
+    sampler = LangevinDynamics(Energy(device=device), step_size=step, noise_scale=kernel.noise_std / math.sqrt(2 * step), device=device)
     return lambda x: sampler.sample(x=x, n_steps=kernel.steps)
 
 # %% ../nbs/17_bench.ipynb #94414a3c

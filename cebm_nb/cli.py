@@ -130,10 +130,10 @@ def cebm_report(
     "Lay evaluated runs side by side, with the published figures beside them. Example: cebm_report runs/* --out report"
     with plain_errors('cebm_report'): print(f'Written: {write_report(_as_list(runs), out, title, root, not tables_only)}')
 
-# %% ../nbs/19_cli.ipynb #6146eef7
+# %% ../nbs/19_cli.ipynb #8795e885
 @call_parse
 def cebm_sweep(
-    grid: Param('a .yaml file, or a grid that comes with the package: cpu, paper, smoke', str),
+    grid: Param('a .yaml file, or a grid that comes with the package: cpu, seeds, paper, smoke', str),
     jobs: int = 1,  # runs at a time; they share the cores, and take GPUs in turn
     root: str = None,  # folder with downloaded data
     plan: store_true = False,  # print the command of each run, and run nothing
