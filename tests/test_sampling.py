@@ -62,6 +62,8 @@ def test_weights_are_those_of_the_moment_and_gradients_leave_them_alone():
     before = energy(x)
     with torch.no_grad(): model.encoder.net[0].weight.add_(1.)
     assert torch.equal(energy(x), before) and not torch.equal(FrozenEnergy(model, 'float32')(x), before)
+    energy.refresh()
+    assert torch.equal(energy(x), FrozenEnergy(model, 'float32')(x))
     assert not energy(x).requires_grad and all(p.grad is None for p in model.parameters())
 
 
