@@ -8,7 +8,7 @@ __all__ = ['evaluation_parts', 'part_titles', 'Subject', 'Skipped', 'PartResult'
            'few_label_table', 'neighbour_table', 'ood_table', 'cluster_table', 'sample_table', 'conditional_table',
            'compare_with_pixels', 'evaluation_tables', 'Judge']
 
-# %% ../nbs/15_evaluation.ipynb #0005eeed
+# %% ../nbs/15_evaluation.ipynb #8975b24f
 import json
 import math
 import time
@@ -30,6 +30,7 @@ from .models import Pixel, check_name, save_weights, write_atomically, write_jso
 from .plots import plot_chain_energies, plot_confusion, plot_few_label, plot_images, plot_rows, plot_scores, save_figure
 from .representation import balanced_draw, component_record, encode_images, few_label, fit_classifier, kmeans_record, neighbour_record
 from .samples import chain_diagnostics, chain_paths, distance_records, frechet_distance, inception_features, sample_images, train_features
+from .sgld import exact_convolutions, pick_device
 from .trainer import Trainer
 from .training import Run, write_lock
 
@@ -171,7 +172,7 @@ def _earlier(folder, stamp):  # what an eval.json of the same model and data hol
     except (OSError, ValueError): return {}
     return found if all(found.get(k) == v for k, v in stamp.items()) else {}
 
-# %% ../nbs/15_evaluation.ipynb #a704dd4d
+# %% ../nbs/15_evaluation.ipynb #22190644
 def evaluate(
     model: nn.Module | Run,  # a trained model, or a run with one
     data: ImageData,  # of the shape that the model is for
@@ -198,7 +199,8 @@ def evaluate(
         for part in parts:
             result[part_key(part)], result['skipped'] = [], [line for line in result['skipped'] if not line.startswith(f'{part}: ')]
             started = time.monotonic()
-            try: found = _parts[part](s)
+            try:
+                with exact_convolutions(pick_device(device)): found = _parts[part](s)
             except Skipped as reason: found = PartResult([], notes=[str(reason)])
             result[part_key(part)] = found.records
             result['skipped'] += [f'{part}: {note}' for note in found.notes]

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['SGLD', 'ReplayBuffer', 'pick_device', 'pick_dtype', 'native_precisions', 'exact_convolutions', 'mixed_precision',
-           'frozen', 'keep_memory', 'Recorder', 'FrozenEnergy']
+           'frozen', 'keep_memory', 'CUDAGraphs', 'FrozenEnergy']
 
-# %% ../nbs/05_sgld.ipynb #0a7ad5d8
+# %% ../nbs/05_sgld.ipynb #f84f5e3f
 import ctypes
 import functools
 import math
 import warnings
 from collections import Counter
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Callable
 
@@ -100,7 +100,7 @@ class ReplayBuffer:
         "Put chains back."
         self.chains[index] = x.detach()
 
-# %% ../nbs/05_sgld.ipynb #c0f6ee4d
+# %% ../nbs/05_sgld.ipynb #06767954
 def pick_device(device: str | torch.device = 'auto') -> torch.device:
     "The device by name; 'auto' takes a GPU where there is one. Raises ValueError on a device that this machine lacks."
     if str(device) == 'auto': return torch.device('cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu')
@@ -128,7 +128,7 @@ def native_precisions(device: torch.device) -> tuple:
 def exact_convolutions(
     device: torch.device,  # where the model is
 ):
-    "A context in which a GPU's convolutions do not round float32 to TF32, and give the same sums every time; nothing on other devices."
+    "A context in which a GPU's convolutions neither round float32 to TF32 nor depend on the order in which threads finish, in any precision; nothing on other devices."
     return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False) if device.type == 'cuda' else nullcontext()
 
 def mixed_precision(
@@ -136,7 +136,8 @@ def mixed_precision(
     precision: str = 'auto',  # 'auto', 'float32' or 'bfloat16'
 ):
     "A context in which convolutions and linear layers run in the given precision; raises ValueError on other words."
-    return torch.autocast(device.type, torch.bfloat16, cache_enabled=device.type != 'cuda') if pick_dtype(device, precision) == torch.bfloat16 else exact_convolutions(device)
+    cached = device.type != 'cuda'  # a CUDA graph must not read copies of weights that were made outside of it
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=cached) if pick_dtype(device, precision) == torch.bfloat16 else exact_convolutions(device)
 
 # %% ../nbs/05_sgld.ipynb #dd016e10
 @contextmanager
@@ -229,53 +230,72 @@ def keep_memory(
     except (AttributeError, OSError, TypeError): return False
     return bool(tell(-3, 32 * 2**20) and tell(-1, most))  # M_MMAP_THRESHOLD, at its largest, and M_TRIM_THRESHOLD
 
-# %% ../nbs/05_sgld.ipynb #d3a56b1c
+# %% ../nbs/05_sgld.ipynb #08e8a590
 @contextmanager
-def _without_looking():  # a look of the processor at what a GPU computes is an error in here
+def _no_synchronisation():  # in here, it is an error that Python waits for a value of the GPU
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # that this mode is new
+        warnings.simplefilter('ignore')  # torch calls the mode a prototype
         torch.cuda.set_sync_debug_mode('error')
     try: yield
     finally: torch.cuda.set_sync_debug_mode(before)
 
-class _Recording:  # what a function asks of the GPU, to be played on other values
+class _Captured:  # a function, captured with its inputs and outputs in memory of their own
     def __init__(self, function, tensors, weights):
-        self.tensors, self.graph, side = [t.clone() for t in tensors], torch.cuda.CUDAGraph(), torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side), _without_looking(): function(*self.tensors)  # a refusal is harmless here; and libraries choose their routines
-        torch.cuda.current_stream().wait_stream(side)
-        with torch.cuda.graph(self.graph): self.out = function(*self.tensors)
-        self.gradients = [(p, p.grad) for p in weights]
+        self.inputs, self.graph, side, current = [t.clone() for t in tensors], torch.cuda.CUDAGraph(), torch.cuda.Stream(), torch.cuda.current_stream()
+        side.wait_stream(current)
+        try:
+            with torch.cuda.stream(side), _no_synchronisation(): function(*self.inputs)  # libraries choose their routines; what cannot be captured fails here, where nothing has begun
+            with torch.cuda.graph(self.graph, stream=side): self.outputs = function(*self.inputs)
+        finally:
+            torch.cuda.set_stream(current)  # a capture that fails does not do it
+            current.wait_stream(side)
+        self.gradients = [(p, p.grad) for p in weights if p.requires_grad]
 
-    def __call__(self, tensors):
-        for mine, given in zip(self.tensors, tensors): mine.copy_(given)
+    def replay(self, tensors):
+        for mine, given in zip(self.inputs, tensors): mine.copy_(given)
         self.graph.replay()
         for p, gradient in self.gradients: p.grad = gradient
-        return tuple(out.clone() for out in self.out)
+        return tuple(out.clone() for out in self.outputs)
 
 
-class Recorder:
-    "A function of tensors that a GPU plays from a recording, where it can; everywhere else it is called."
+class CUDAGraphs:
+    """Calls of one function of tensors, captured as CUDA graphs on a GPU and replayed; elsewhere the function is called.
+
+    Captured for the third call with the same shapes, when it runs once more than it was called; the last three captures are kept, with the memory of their activations. For one thread at a time."""
 
     def __init__(self,
-        function: Callable,  # of tensors on one device, to a tuple of tensors; the same operations whatever the values are
-        weights: tuple = (),  # parameters in whose `grad` it leaves something
+        model: nn.Module,  # whose weights and buffers the function reads
+        gradients: bool = False,  # whether it leaves gradients in the weights; they then stay in memory of the graph, until the next call
     ):
-        self.function, self.weights, self.calls, self.recordings = function, weights, Counter(), {}
+        self.model, self.gradients, self.calls, self.captured = model, gradients, Counter(), {}
+        self.look_at_weights()
 
-    def __call__(self, *tensors: Tensor) -> tuple:
-        key = tuple((tuple(t.shape), t.dtype) for t in tensors)
-        if key in self.recordings: return self.recordings[key](tensors)
-        self.calls[key] += 1
-        if tensors[0].device.type != 'cuda' or self.calls[key] < 3: return self.function(*tensors)
-        with torch.cuda.device(tensors[0].device):
-            try: self.recordings[key] = _Recording(self.function, tensors, self.weights)
-            except RuntimeError: self.recordings[key] = lambda tensors: self.function(*tensors)
-        for old in list(self.recordings)[:-3]: del self.recordings[old], self.calls[old]
-        return self.recordings[key](tensors)
+    def look_at_weights(self):
+        "See where weights and buffers lie now, and whether they are trained; what was captured for another state is not replayed."
+        self.weights = (self.model.training, *((p.data_ptr(), p.requires_grad) for p in self.model.parameters()), *(b.data_ptr() for b in self.model.buffers()))
 
-# %% ../nbs/05_sgld.ipynb #d6716c4e
+    def __call__(self,
+        function: Callable,  # always the same one, from tensors on one device that ask for no gradient to a tuple of such; numbers that it reads are those of the capture
+        *tensors: Tensor,
+    ) -> tuple:
+        "What the function gives for these tensors."
+        if tensors[0].device.type != 'cuda': return function(*tensors)
+        if self.gradients: self.look_at_weights()
+        key = (*((tuple(t.shape), t.dtype, t.device) for t in tensors), self.weights)
+        if key not in self.captured:
+            self.calls[key] += 1
+            if self.calls[key] < 3: return function(*tensors)
+            with torch.cuda.device(tensors[0].device):
+                try: self.captured[key] = _Captured(function, tensors, self.model.parameters() if self.gradients else ())
+                except RuntimeError as error:
+                    warnings.warn(f'a function could not be captured as a CUDA graph and stays slower: {str(error).splitlines()[0]}', stacklevel=2)
+                    self.captured[key] = None
+            for old in list(self.captured)[:-3]: del self.captured[old], self.calls[old]
+        captured = self.captured[key]
+        return function(*tensors) if captured is None else captured.replay(tensors)
+
+# %% ../nbs/05_sgld.ipynb #1a852642
 class _WithGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, energy):
@@ -305,18 +325,25 @@ class FrozenEnergy:
         self.dtype = torch.float64 if weights.dtype == torch.float64 else pick_dtype(self.device, precision)
         self.layers = _layers(model, self.dtype)
         self.piece = None  # images in a piece, known when the first comes
-        self.recorder = Recorder(self._exactly)
+        self.graphs = CUDAGraphs(model)
         if self.device.type == 'cpu': keep_memory()
         self.refresh()
 
     @torch.no_grad()
     def refresh(self):
-        "Take the encoder's weights as they are now; a GPU's recordings stay valid."
+        "Take the encoder's weights as they are now, into the memory of the old ones, so that CUDA graphs stay valid; nothing to do for layers that are read as they are."
         for layer in self.layers or (): layer.refresh()
+        if self.device.type == 'cuda': self.graphs.look_at_weights()
 
     def __call__(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() and x.requires_grad: return _WithGradient.apply(x, self)
-        with torch.no_grad(): return torch.cat([self._value(part) for part in self._pieces(x)])
+        with torch.no_grad(), self._as_told(): return torch.cat([self._value(part) for part in self._pieces(x)])
+
+    def _as_told(self):  # on a GPU, the precision of this energy, whatever precision surrounds it
+        around = ExitStack()
+        if self.device.type == 'cuda':
+            for context in (torch.autocast('cuda', enabled=False), exact_convolutions(self.device)): around.enter_context(context)
+        return around
 
 # %% ../nbs/05_sgld.ipynb #ac763c46
 @patch
@@ -341,33 +368,32 @@ def _value(self: FrozenEnergy, x) -> Tensor:
     if self.layers is not None: return self.model.energy_of(self._features(x)[0])
     with torch.autocast(self.device.type, torch.bfloat16, self.dtype == torch.bfloat16): return self.model.energy(x)
 
-# %% ../nbs/05_sgld.ipynb #2865b137
+# %% ../nbs/05_sgld.ipynb #dab9f8c4
 @patch
 def value_and_gradient(self: FrozenEnergy,
     x: Tensor,  # (B, ...)
 ) -> tuple:  # energies (B,) and their gradients (B, ...), in the type of x
     "Energies and their gradients with respect to x."
-    compute = self._by_autograd if self.layers is None else self.recorder if self.device.type == 'cuda' else self._by_hand
-    values, gradients = zip(*[compute(part.detach()) for part in self._pieces(x)])
+    compute = self._by_autograd if self.layers is None else self._by_hand
+    parts = self._pieces(x)
+    if len(parts) == 1: return self.graphs(compute, x.detach()) if self.layers is not None else compute(x.detach())
+    values, gradients = zip(*[compute(part.detach()) for part in parts])
     return torch.cat(values), torch.cat(gradients)
 
 @patch
 def _by_autograd(self: FrozenEnergy, x) -> tuple:
-    with torch.enable_grad(), frozen(self.model):
+    with self._as_told(), torch.enable_grad(), frozen(self.model):
         value = self._value(x.requires_grad_())
         return value.detach(), *torch.autograd.grad(value.sum(), x)
 
 @patch
 def _by_hand(self: FrozenEnergy, x) -> tuple:
-    with torch.no_grad(): features, inputs = self._features(x)
-    with torch.enable_grad():
-        value = self.model.energy_of(features.requires_grad_())
-        g, = torch.autograd.grad(value.sum(), features)
-    with torch.no_grad():
-        g = g.to(self.dtype)
-        for layer, h in zip(reversed(self.layers), reversed(inputs)): g = layer.backward(g, h)
-        return value.detach(), g.to(x.dtype)
-
-@patch
-def _exactly(self: FrozenEnergy, x) -> tuple:  # on a GPU, whatever precision surrounds it
-    with torch.autocast('cuda', enabled=False), exact_convolutions(self.device): return self._by_hand(x)
+    with self._as_told():
+        with torch.no_grad(): features, inputs = self._features(x)
+        with torch.enable_grad():
+            value = self.model.energy_of(features.requires_grad_())
+            g, = torch.autograd.grad(value.sum(), features)
+        with torch.no_grad():
+            g = g.to(self.dtype)
+            for layer, h in zip(reversed(self.layers), reversed(inputs)): g = layer.backward(g, h)
+            return value.detach(), g.to(x.dtype)

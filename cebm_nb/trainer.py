@@ -7,7 +7,7 @@ __all__ = ['energy_presets', 'contrastive_loss', 'check_numbers', 'check_types',
            'Budget', 'learning_rate_factor', 'DivergenceError', 'Trainer', 'EnergyTrainer', 'trainer_class',
            'get_settings']
 
-# %% ../nbs/06_trainer.ipynb #0223aa0b
+# %% ../nbs/06_trainer.ipynb #f59aee34
 import copy
 import math
 import time
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .data import ImageData, load_data
 from .models import check_name, create_model, load_tensors, model_class, model_names
-from .sgld import SGLD, FrozenEnergy, Recorder, ReplayBuffer, exact_convolutions, frozen, mixed_precision, pick_device
+from .sgld import SGLD, CUDAGraphs, FrozenEnergy, ReplayBuffer, exact_convolutions, frozen, mixed_precision, pick_device
 
 # %% ../nbs/06_trainer.ipynb #3a91f8f6
 def contrastive_loss(
@@ -204,30 +204,30 @@ def batch(self: Trainer) -> Tensor:
         self._epoch, self._order = epoch, order.to(self.device)
     return self.images.serve(self._order[position * self.settings.batch_size:(position + 1) * self.settings.batch_size], self.model.value_range)
 
-# %% ../nbs/06_trainer.ipynb #7b8e5b56
+# %% ../nbs/06_trainer.ipynb #da0d8e38
 @patch
 def rate(self: Trainer, used: float) -> float: return self.settings.learning_rate * learning_rate_factor(self.settings, self.step, used)
 
 @patch
-def gradient(self: Trainer,
+def fill_gradient(self: Trainer,
     loss: Tensor,  # a scalar
-    name: str = 'optimiser',  # whose weights
+    name: str = 'optimiser',  # of the optimiser whose weights are meant
 ) -> Tensor:  # norm of the gradient, before clipping
-    "Leave the clipped gradient of a loss in the weights of an optimiser."
+    "Leave the clipped gradient of a loss in the weights of an optimiser, in place of what was there."
     optimiser = self.optimisers[name]
     optimiser.zero_grad()
     loss.backward()
     return nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group['params']], self.settings.grad_clip or math.inf)
 
 @patch
-def follow(self: Trainer,
+def take_step(self: Trainer,
     loss: Tensor,  # a scalar
-    norm: Tensor,  # of its gradient, which is in the weights
+    norm: Tensor,  # of its gradient, which `fill_gradient` left in the weights
     used: float,  # part of the budget used up, which sets the learning rate
     name: str = 'optimiser',  # which of the optimisers takes the step
     factor: float = 1.,  # what this optimiser's learning rate is multiplied by
 ):
-    "One step along the gradient. Raises DivergenceError, and leaves the weights as they were, when loss or gradient are not finite."
+    "One step of an optimiser against the gradient. Raises DivergenceError, and leaves the weights as they were, when loss or gradient are not finite."
     if not (loss + norm).isfinite(): raise DivergenceError(f'the loss is not finite at update {self.step}')
     for group in self.optimisers[name].param_groups: group['lr'] = factor * self.rate(used)
     self.optimisers[name].step()
@@ -240,8 +240,8 @@ def descend(self: Trainer,
     factor: float = 1.,  # what this optimiser's learning rate is multiplied by
 ) -> Tensor:  # norm of the gradient, before clipping
     "Both halves: one step of an optimiser down a loss."
-    norm = self.gradient(loss, name)
-    self.follow(loss.detach(), norm, used, name, factor)
+    norm = self.fill_gradient(loss, name)
+    self.take_step(loss.detach(), norm, used, name, factor)
     return norm
 
 # %% ../nbs/06_trainer.ipynb #48db669d
@@ -325,7 +325,7 @@ def load_state(self: Trainer,
     self.generator.set_state(generator.get_state())
     self.step, self.seconds, self.rows, self.rescues, self.settings = step, seconds, rows, rescues, settings
 
-# %% ../nbs/06_trainer.ipynb #472b578b
+# %% ../nbs/06_trainer.ipynb #9ce50b68
 class EnergyTrainer(Trainer):
     "Maximum marginal likelihood training of a model with an `energy`, by contrast with chains from a replay buffer."
     presets = energy_presets
@@ -341,7 +341,7 @@ class EnergyTrainer(Trainer):
         super().__init__(model, data, settings, seed, device, precision)
         self.buffer = ReplayBuffer(settings.buffer_size, data.in_shape, settings.restart_prob, settings.chain_reach, self.generator, self.device)
         self.energy = FrozenEnergy(self.model, self.precision)  # of the chains
-        self._recorded = None  # settings, and what was recorded with them
+        self._graphs = None  # the settings, and the CUDA graphs that were captured with them
 
     def own_state(self) -> dict: return dict(chains=self.buffer.chains)
 
@@ -353,23 +353,26 @@ class EnergyTrainer(Trainer):
     def learn(self, x: Tensor, used: float) -> dict:
         "Move some chains, then the weights: data down, samples up."
         s = self.settings
-        if self._recorded is None or self._recorded[0] != s: self._recorded = s, Recorder(self.contrast, tuple(self.model.parameters()))
+        if self._graphs is None or self._graphs[0] != s: self._graphs = s, CUDAGraphs(self.model, gradients=True)
         index, chains = self.buffer.draw(s.batch_size, self.generator)
         self.energy.refresh()
         samples = s.sgld.sample(self.energy, chains, self.generator)
-        loss, *numbers = self._recorded[1](x, samples)[0].unbind()
-        row = dict(zip(('energy_data', 'energy_samples', 'gap', 'grad_norm', 'sample_low', 'sample_high', 'waiting'), numbers))
-        self.follow(loss, row['grad_norm'], used)
+        numbers, = self._graphs[1](self.fill_contrastive_gradient, x, samples)
+        row = dict(zip(self.measured, numbers.unbind()))
+        self.take_step(row.pop('loss'), row['grad_norm'], used)
         self.buffer.update(index, samples)
         return row
 
-    def contrast(self, x: Tensor, samples: Tensor) -> tuple:  # one tensor of numbers: the loss, and what `learn` measures
+    measured = ('loss', 'energy_data', 'energy_samples', 'gap', 'grad_norm', 'sample_low', 'sample_high', 'waiting')
+
+    def fill_contrastive_gradient(self, x: Tensor, samples: Tensor) -> tuple:  # one tensor, the numbers named in `measured`
         "Leave the gradient of the contrastive loss in the weights."
         s = self.settings
         with self.half(): energy_data, energy_samples = self.model.energy(torch.cat([x, samples])).chunk(2)
         loss, gap, waiting = contrastive_loss(energy_data, energy_samples, s.energy_penalty, math.inf if s.max_gap is None else s.max_gap)
-        norm = self.gradient(loss)
-        return torch.stack([loss.detach(), energy_data.mean().detach(), energy_samples.mean().detach(), gap, norm, *samples.aminmax(), waiting.to(loss.dtype)]),
+        norm = self.fill_gradient(loss)
+        numbers = torch.stack([loss, energy_data.mean(), energy_samples.mean(), gap, norm, *samples.aminmax(), waiting.to(loss.dtype)])
+        return (numbers.detach(),)
 
     def describe(self, row: dict) -> str:
         return (f"E(data) {row['energy_data']:.2f}, E(samples) {row['energy_samples']:.2f}, gap {row['gap']:+.2f}, "

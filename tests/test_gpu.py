@@ -1,4 +1,4 @@
-"""What is different on a GPU: recorded steps, exactness, and checkpoints that travel. Skipped on a machine without one."""
+"""What is different on a GPU: CUDA graphs, exactness, and checkpoints that travel. Skipped on a machine without one."""
 import json
 import signal
 import subprocess
@@ -12,7 +12,7 @@ from cebm_nb.data import load_data
 from cebm_nb.evaluation import evaluate
 from cebm_nb.models import CEBM, create_model, load_model
 from cebm_nb.samples import sample_images
-from cebm_nb.sgld import SGLD, FrozenEnergy, Recorder, _Recording, exact_convolutions
+from cebm_nb.sgld import SGLD, FrozenEnergy, CUDAGraphs, _Captured, exact_convolutions
 from cebm_nb.trainer import get_settings, trainer_class
 from cebm_nb.training import Run, resume, train
 
@@ -34,23 +34,23 @@ def noise(seed): return torch.Generator('cuda').manual_seed(seed)
 
 @pytest.mark.parametrize('shape', [(1, 28, 28), (3, 32, 32), (1, 17, 23)])
 @pytest.mark.parametrize('name', models)
-def test_a_recorded_chain_is_that_of_the_plain_loop(name, shape):
+def test_a_replayed_chain_is_that_of_the_plain_loop(name, shape):
     model, kernel, start = sharp(name, shape), SGLD(steps=20), images(6, shape)
     energy = FrozenEnergy(model, 'float32')
     fast, plain, generator = kernel.sample(energy, start, noise(3)), start, noise(3)
-    assert isinstance(*energy.recorder.recordings.values(), _Recording)
+    assert isinstance(*energy.graphs.captured.values(), _Captured)
     with exact_convolutions(start.device):
         for _ in range(20):
             x = plain.detach().requires_grad_()
             plain = x - torch.autograd.grad(model.energy(x).sum(), x)[0] + kernel.noise_std * torch.empty_like(x).normal_(generator=generator)
     plain = plain.detach()
     assert (plain - start).norm() > 0.1 and (fast - plain).norm() < 1e-4 * (plain - start).norm()
-    assert torch.equal(fast, kernel.sample(energy, start, noise(3)))  # all of it played, the same
+    assert torch.equal(fast, kernel.sample(energy, start, noise(3)))  # all of it replayed, the same
 
 
 @pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('name', models)
-def test_a_recording_follows_the_weights(name, precision):
+def test_a_graph_follows_the_weights(name, precision):
     model, x = sharp(name, **(dict(learn_prior=True) if name != 'igebm' else {})), images(10)
     energy = FrozenEnergy(model, precision)
     for _ in range(4): before = energy.value_and_gradient(x)
@@ -65,29 +65,53 @@ def test_a_recording_follows_the_weights(name, precision):
     assert torch.equal(first, kept)  # what was given is not written over
 
 
-def test_old_recordings_go():
+def test_a_graph_notices_that_weights_have_moved():
+    model, x = sharp('igebm'), images(5)
+    energy = FrozenEnergy(model, 'float32')
+    for _ in range(4): before = energy.value_and_gradient(x)
+    model.cpu()
+    with torch.no_grad():
+        for p in model.parameters(): p.mul_(1.1)
+    model.cuda()
+    energy.refresh()
+    for _ in range(4): after = energy.value_and_gradient(x)
+    expected = FrozenEnergy(model, 'float32').value_and_gradient(x)
+    assert torch.allclose(after[0], expected[0], rtol=1e-5) and torch.allclose(after[1], expected[1], rtol=1e-4, atol=1e-6) and not torch.allclose(after[0], before[0], rtol=1e-2)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason='one GPU')
+def test_two_gpus():
+    for device in ('cuda:0', 'cuda:1', 'cuda:0'):
+        model, x = sharp('cebm').to(device), images(5).to(device)
+        energy = FrozenEnergy(model, 'float32')
+        for scale in (1., 0.5, 0.2, -0.5, -1.): value, _ = energy.value_and_gradient(scale * x)
+        assert isinstance(*energy.graphs.captured.values(), _Captured) and torch.allclose(value, energy(-x), rtol=1e-5)
+
+
+def test_old_graphs_go():
     energy = FrozenEnergy(sharp('cebm'))
     for n in (2, 3, 4, 5):
         for _ in range(4): energy.value_and_gradient(images(n))
-    assert [key[0][0][0] for key in energy.recorder.recordings] == [3, 4, 5]
+    assert [key[0][0][0] for key in energy.graphs.captured] == [3, 4, 5]
 
 
-def test_what_cannot_be_recorded_is_computed():
+def test_what_cannot_be_captured_is_called():
     class Looks(CEBM):
         def energy_of(self, features): return super().energy_of(features) * (1. if features.sum().item() < 1e30 else 2.)
     model, other = sharp('cebm'), sharp('cebm')
     other.__class__ = Looks
     looks, x = FrozenEnergy(other, 'float32'), images(5)
-    for _ in range(5): value, gradient = looks.value_and_gradient(x)
+    with pytest.warns(UserWarning, match='could not be captured'):
+        for _ in range(5): value, gradient = looks.value_and_gradient(x)
     expected = FrozenEnergy(model, 'float32').value_and_gradient(x)
     assert torch.allclose(value, expected[0], rtol=1e-5) and torch.allclose(gradient, expected[1], rtol=1e-4, atol=1e-6)
-    assert len(looks.recorder.recordings) == 1 and not isinstance(*looks.recorder.recordings.values(), _Recording)
+    assert list(looks.graphs.captured.values()) == [None]
     assert torch.cuda.get_sync_debug_mode() == 0 and torch.cuda.current_stream() == torch.cuda.default_stream()
 
 
 @pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('name', models)
-def test_training_from_recordings_is_training(name, precision, monkeypatch):
+def test_training_from_graphs_is_training(name, precision, monkeypatch):
     data, settings = load_data('digits'), replace(get_settings('cpu', name), sgld_steps=5, batch_size=50, warmup=0)
     def trained(updates):
         trainer = trainer_class(name)(create_model(name, data.in_shape), data, settings, 3, 'cuda', precision)
@@ -95,12 +119,12 @@ def test_training_from_recordings_is_training(name, precision, monkeypatch):
         if updates > 8: trainer.settings = replace(settings, sgld_steps=8, grad_clip=0.1)  # as a rescue does
         rows += [{k: float(v) for k, v in trainer.update(0.).items()} for _ in range(6 if updates > 8 else 0)]
         return trainer, rows
-    trainer, recorded = trained(12)
-    assert isinstance(*trainer._recorded[1].recordings.values(), _Recording)
-    monkeypatch.setattr(Recorder, '__call__', lambda self, *tensors: self.function(*tensors))
+    trainer, replayed = trained(12)
+    assert isinstance(*trainer._graphs[1].captured.values(), _Captured)
+    monkeypatch.setattr(CUDAGraphs, '__call__', lambda self, function, *tensors: function(*tensors))
     _, called = trained(12)
-    for a, b in zip(recorded, called): assert a == pytest.approx(b, rel=2e-3, abs=2e-3)
-    assert recorded[0]['energy_data'] != pytest.approx(recorded[11]['energy_data'], rel=0.05)
+    for a, b in zip(replayed, called): assert a == pytest.approx(b, rel=2e-3, abs=2e-3)
+    assert replayed[0]['energy_data'] != pytest.approx(replayed[11]['energy_data'], rel=0.05)
 
 
 @pytest.mark.parametrize('name, tolerance', [('cebm', 0.01), ('gmm-cebm', 0.03), ('igebm', 0.01)])
