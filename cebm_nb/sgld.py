@@ -230,7 +230,7 @@ def keep_memory(
     except (AttributeError, OSError, TypeError): return False
     return bool(tell(-3, 32 * 2**20) and tell(-1, most))  # M_MMAP_THRESHOLD, at its largest, and M_TRIM_THRESHOLD
 
-# %% ../nbs/05_sgld.ipynb #08e8a590
+# %% ../nbs/05_sgld.ipynb #776060a9
 @contextmanager
 def _no_synchronisation():  # in here, it is an error that Python waits for a value of the GPU
     before = torch.cuda.get_sync_debug_mode()
@@ -289,8 +289,8 @@ class CUDAGraphs:
             with torch.cuda.device(tensors[0].device):
                 try: self.captured[key] = _Captured(function, tensors, self.model.parameters() if self.gradients else ())
                 except RuntimeError as error:
-                    warnings.warn(f'a function could not be captured as a CUDA graph and stays slower: {str(error).splitlines()[0]}', stacklevel=2)
-                    self.captured[key] = None
+                    reason, self.captured[key] = str(error).split('\n')[0], None
+                    warnings.warn(f'a function could not be captured as a CUDA graph and stays slower: {reason}', stacklevel=2)
             for old in list(self.captured)[:-3]: del self.captured[old], self.calls[old]
         captured = self.captured[key]
         return function(*tensors) if captured is None else captured.replay(tensors)
