@@ -243,9 +243,9 @@ class NaNInABatch(EnergyTrainer):
 
 
 class NaNInAGradient(EnergyTrainer):
-    def descend(self, loss, *args):
+    def fill_gradient(self, loss, *args):
         if self.step == 30 and not self.rescues: next(self.model.parameters()).register_hook(lambda g: g * (1 if self.rescues else float('nan')))
-        return super().descend(loss, *args)
+        return super().fill_gradient(loss, *args)
 
 
 @pytest.mark.parametrize('trainer', [NaNInABatch, NaNInAGradient])
