@@ -232,7 +232,7 @@ def _svhn(root, download, extra=False):
         train = ImageSet(torch.cat([train.images, torch.from_numpy(more.data)]), torch.cat([train.labels, torch.from_numpy(more.labels).long()]))
     return ImageData(name, train, test, [str(i) for i in range(10)])
 
-# %% ../nbs/04_data.ipynb #678093e6
+# %% ../nbs/04_data.ipynb #b9e99f34
 def _read_image(path: Path, size):
     try:
         with Image.open(path) as image:
@@ -248,6 +248,7 @@ def _dtd(root, download):
     parts = _torchvision('dtd', root, lambda datasets, part, fetch: datasets.DTD(str(root), part, download=fetch), download)
     return ImageData('dtd', *[ImageSet.from_array(np.stack([np.asarray(_read_image(f, 32).convert('RGB')) for f in p._image_files]), p._labels) for p in parts], parts[0].classes)
 
+# %% ../nbs/04_data.ipynb #8a3863f1
 image_extensions = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.tiff', '.webp')  # those of torchvision's ImageFolder
 
 def _image_files(folder: Path): return sorted(p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in image_extensions)
@@ -266,6 +267,7 @@ def _read_folder(folder: Path, size) -> tuple:  # an ImageSet and the class name
     stack = np.stack([np.asarray(image.convert('RGB' if colour else 'L')) for image in images])
     return ImageSet.from_array(stack, [i for _, i in files] if classes else None), classes or None
 
+# %% ../nbs/04_data.ipynb #3b3af163
 def _folder(path: Path, size) -> ImageData:
     name = f'folder:{path}'
     if not path.is_dir(): raise FileNotFoundError(f'no folder {str(path)!r} with images')

@@ -6,13 +6,13 @@
 __all__ = ['SGLD', 'ReplayBuffer', 'pick_device', 'pick_dtype', 'native_precisions', 'exact_convolutions', 'mixed_precision',
            'frozen', 'keep_memory', 'CUDAGraphs', 'FrozenEnergy']
 
-# %% ../nbs/05_sgld.ipynb #f84f5e3f
+# %% ../nbs/05_sgld.ipynb #0a7ad5d8
 import ctypes
 import functools
 import math
 import warnings
 from collections import Counter
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Callable
 
@@ -230,7 +230,7 @@ def keep_memory(
     except (AttributeError, OSError, TypeError): return False
     return bool(tell(-3, 32 * 2**20) and tell(-1, most))  # M_MMAP_THRESHOLD, at its largest, and M_TRIM_THRESHOLD
 
-# %% ../nbs/05_sgld.ipynb #776060a9
+# %% ../nbs/05_sgld.ipynb #8536aa6c
 @contextmanager
 def _no_synchronisation():  # in here, it is an error that Python waits for a value of the GPU
     before = torch.cuda.get_sync_debug_mode()
@@ -258,7 +258,7 @@ class _Captured:  # a function, captured with its inputs and outputs in memory o
         for p, gradient in self.gradients: p.grad = gradient
         return tuple(out.clone() for out in self.outputs)
 
-
+# %% ../nbs/05_sgld.ipynb #23702aad
 class CUDAGraphs:
     """Calls of one function of tensors, captured as CUDA graphs on a GPU and replayed; elsewhere the function is called.
 
@@ -295,7 +295,7 @@ class CUDAGraphs:
         captured = self.captured[key]
         return function(*tensors) if captured is None else captured.replay(tensors)
 
-# %% ../nbs/05_sgld.ipynb #1a852642
+# %% ../nbs/05_sgld.ipynb #12294357
 class _WithGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, energy):
@@ -309,7 +309,7 @@ class _WithGradient(torch.autograd.Function):
         gradient, = ctx.saved_tensors
         return gradient * upstream.view(-1, *[1] * (gradient.dim() - 1)), None
 
-
+# %% ../nbs/05_sgld.ipynb #100ff832
 class FrozenEnergy:
     """The energy of a model with its weights as they are now: (B, ...) -> (B,), in float32, differentiable in x once.
 
@@ -339,11 +339,11 @@ class FrozenEnergy:
         if torch.is_grad_enabled() and x.requires_grad: return _WithGradient.apply(x, self)
         with torch.no_grad(), self._as_told(): return torch.cat([self._value(part) for part in self._pieces(x)])
 
+    @contextmanager
     def _as_told(self):  # on a GPU, the precision of this energy, whatever precision surrounds it
-        around = ExitStack()
-        if self.device.type == 'cuda':
-            for context in (torch.autocast('cuda', enabled=False), exact_convolutions(self.device)): around.enter_context(context)
-        return around
+        if self.device.type != 'cuda': yield
+        else:
+            with torch.autocast('cuda', enabled=False), exact_convolutions(self.device): yield
 
 # %% ../nbs/05_sgld.ipynb #ac763c46
 @patch

@@ -325,10 +325,11 @@ def load_state(self: Trainer,
     self.generator.set_state(generator.get_state())
     self.step, self.seconds, self.rows, self.rescues, self.settings = step, seconds, rows, rescues, settings
 
-# %% ../nbs/06_trainer.ipynb #9ce50b68
+# %% ../nbs/06_trainer.ipynb #efacd9ae
 class EnergyTrainer(Trainer):
     "Maximum marginal likelihood training of a model with an `energy`, by contrast with chains from a replay buffer."
     presets = energy_presets
+    measured = ('loss', 'energy_data', 'energy_samples', 'gap', 'grad_norm', 'sample_low', 'sample_high', 'waiting')  # what an update gives
 
     def __init__(self,
         model: nn.Module,  # with `energy` from images in [-1, 1] to (B,)
@@ -350,33 +351,34 @@ class EnergyTrainer(Trainer):
         x = super().batch()
         return x.add_(torch.empty_like(x).normal_(generator=self.generator), alpha=self.settings.data_noise)
 
-    def learn(self, x: Tensor, used: float) -> dict:
-        "Move some chains, then the weights: data down, samples up."
-        s = self.settings
-        if self._graphs is None or self._graphs[0] != s: self._graphs = s, CUDAGraphs(self.model, gradients=True)
-        index, chains = self.buffer.draw(s.batch_size, self.generator)
-        self.energy.refresh()
-        samples = s.sgld.sample(self.energy, chains, self.generator)
-        numbers, = self._graphs[1](self.fill_contrastive_gradient, x, samples)
-        row = dict(zip(self.measured, numbers.unbind()))
-        self.take_step(row.pop('loss'), row['grad_norm'], used)
-        self.buffer.update(index, samples)
-        return row
-
-    measured = ('loss', 'energy_data', 'energy_samples', 'gap', 'grad_norm', 'sample_low', 'sample_high', 'waiting')
-
-    def fill_contrastive_gradient(self, x: Tensor, samples: Tensor) -> tuple:  # one tensor, the numbers named in `measured`
-        "Leave the gradient of the contrastive loss in the weights."
-        s = self.settings
-        with self.half(): energy_data, energy_samples = self.model.energy(torch.cat([x, samples])).chunk(2)
-        loss, gap, waiting = contrastive_loss(energy_data, energy_samples, s.energy_penalty, math.inf if s.max_gap is None else s.max_gap)
-        norm = self.fill_gradient(loss)
-        numbers = torch.stack([loss, energy_data.mean(), energy_samples.mean(), gap, norm, *samples.aminmax(), waiting.to(loss.dtype)])
-        return (numbers.detach(),)
-
     def describe(self, row: dict) -> str:
         return (f"E(data) {row['energy_data']:.2f}, E(samples) {row['energy_samples']:.2f}, gap {row['gap']:+.2f}, "
                 f"samples in [{row['sample_low']:.2f}, {row['sample_high']:.2f}]")
+
+# %% ../nbs/06_trainer.ipynb #ace07d57
+@patch
+def learn(self: EnergyTrainer, x: Tensor, used: float) -> dict:
+    "Move some chains, then the weights: data down, samples up."
+    s = self.settings
+    if self._graphs is None or self._graphs[0] != s: self._graphs = s, CUDAGraphs(self.model, gradients=True)
+    index, chains = self.buffer.draw(s.batch_size, self.generator)
+    self.energy.refresh()
+    samples = s.sgld.sample(self.energy, chains, self.generator)
+    numbers, = self._graphs[1](self.fill_contrastive_gradient, x, samples)
+    row = dict(zip(self.measured, numbers.unbind()))
+    self.take_step(row.pop('loss'), row['grad_norm'], used)
+    self.buffer.update(index, samples)
+    return row
+
+@patch
+def fill_contrastive_gradient(self: EnergyTrainer, x: Tensor, samples: Tensor) -> tuple:  # one tensor, the numbers named in `measured`
+    "Leave the gradient of the contrastive loss in the weights."
+    s = self.settings
+    with self.half(): energy_data, energy_samples = self.model.energy(torch.cat([x, samples])).chunk(2)
+    loss, gap, waiting = contrastive_loss(energy_data, energy_samples, s.energy_penalty, math.inf if s.max_gap is None else s.max_gap)
+    norm = self.fill_gradient(loss)
+    numbers = torch.stack([loss, energy_data.mean(), energy_samples.mean(), gap, norm, *samples.aminmax(), waiting.to(loss.dtype)])
+    return (numbers.detach(),)
 
 # %% ../nbs/06_trainer.ipynb #b92c298e
 @patch

@@ -81,7 +81,8 @@ def test_a_graph_notices_that_weights_have_moved():
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason='one GPU')
 def test_two_gpus():
-    for device in ('cuda:0', 'cuda:1', 'cuda:0'):
+    for index in (0, 1, 0):  # the capture must be on the stream of the model's device, not on that of the first one
+        device = torch.device('cuda', index)
         model, x = sharp('cebm').to(device), images(5).to(device)
         energy = FrozenEnergy(model, 'float32')
         for scale in (1., 0.5, 0.2, -0.5, -1.): value, _ = energy.value_and_gradient(scale * x)
