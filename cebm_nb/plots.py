@@ -6,13 +6,14 @@
 __all__ = ['image_grid', 'plot_images', 'plot_rows', 'plot_training', 'plot_few_label', 'plot_learning', 'plot_confusion',
            'plot_scores', 'plot_chain_energies', 'save_figure']
 
-# %% ../nbs/10_plots.ipynb #a56cd681
+# %% ../nbs/10_plots.ipynb #0f481480
 import math
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -101,15 +102,22 @@ def plot_training(
     for ax in axes: ax.set_xlabel('update')
     return fig
 
-# %% ../nbs/10_plots.ipynb #e4dcfcab
+# %% ../nbs/10_plots.ipynb #a4ed0112
+def _lines_axes(names) -> tuple:  # a figure and axes for lines with these names, and a function that writes the names
+    many = len(names) > 3
+    fig = Figure(figsize=(5 + 2.5 * many, 3), layout='constrained')
+    ax = fig.subplots()
+    if len(names) > 10: ax.set_prop_cycle(color=colormaps['tab20'].colors)
+    return fig, ax, lambda: ax.legend(frameon=False, fontsize=8 if many else None, **dict(loc='center left', bbox_to_anchor=(1, 0.5)) if many else {})
+
 def plot_few_label(
     records: list,  # the few-label records of eval.json
 ) -> Figure:
     "Accuracy against labels per class, a line for each representation, one standard deviation as a band."
-    fig = Figure(figsize=(5, 3), layout='constrained')
-    ax = fig.subplots()
+    names = list(dict.fromkeys(r['representation'] for r in records))
+    fig, ax, write_names = _lines_axes(names)
     counts = list(dict.fromkeys(str(r['labels_per_class']) for r in records))
-    for name in dict.fromkeys(r['representation'] for r in records):
+    for name in names:
         rows = [r for r in records if r['representation'] == name]
         x = [counts.index(str(r['labels_per_class'])) for r in rows]
         mean, sd = (100 * np.array([r[k] for r in rows]) for k in ('accuracy_mean', 'accuracy_sd'))
@@ -118,20 +126,19 @@ def plot_few_label(
     ax.set_xticks(range(len(counts)), counts)
     ax.set_xlabel('labels per class')
     ax.set_ylabel('test accuracy, %')
-    ax.legend(frameon=False)
+    write_names()
     return fig
 
-# %% ../nbs/10_plots.ipynb #ad900b0f
+# %% ../nbs/10_plots.ipynb #6d448834
 def plot_learning(
     curves: dict,  # names to tables with the columns step and accuracy (a fraction), as `Judge` leaves them in health.csv
 ) -> Figure:
     "Accuracy with ten labels a class, on training images that the classifier has not seen, along the runs."
-    fig = Figure(figsize=(5, 3), layout='constrained')
-    ax = fig.subplots()
+    fig, ax, write_names = _lines_axes(curves)
     for name, table in curves.items(): ax.plot(table.step, 100 * table.accuracy, 'o-', ms=3, label=name)
     ax.set_xlabel('update')
     ax.set_ylabel('accuracy on ten labels, %')
-    ax.legend(frameon=False)
+    write_names()
     return fig
 
 # %% ../nbs/10_plots.ipynb #81a3bd2b
