@@ -172,7 +172,7 @@ def _earlier(folder, stamp):  # what an eval.json of the same model and data hol
     except (OSError, ValueError): return {}
     return found if all(found.get(k) == v for k, v in stamp.items()) else {}
 
-# %% ../nbs/15_evaluation.ipynb #22190644
+# %% ../nbs/15_evaluation.ipynb #f5cd87ec
 def evaluate(
     model: nn.Module | Run,  # a trained model, or a run with one
     data: ImageData,  # of the shape that the model is for
@@ -194,13 +194,12 @@ def evaluate(
     stamp = _stamp(s)
     result = stamp | {part_key(part): [] for part in evaluation_parts} | dict(skipped=[], seconds={})
     if folder: Path(folder).mkdir(parents=True, exist_ok=True)
-    with write_lock(folder, 'eval') if folder else nullcontext():
+    with write_lock(folder, 'eval') if folder else nullcontext(), exact_convolutions(pick_device(device)):
         if folder: result |= _earlier(folder, stamp)
         for part in parts:
             result[part_key(part)], result['skipped'] = [], [line for line in result['skipped'] if not line.startswith(f'{part}: ')]
             started = time.monotonic()
-            try:
-                with exact_convolutions(pick_device(device)): found = _parts[part](s)
+            try: found = _parts[part](s)
             except Skipped as reason: found = PartResult([], notes=[str(reason)])
             result[part_key(part)] = found.records
             result['skipped'] += [f'{part}: {note}' for note in found.notes]
