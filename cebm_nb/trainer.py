@@ -403,14 +403,16 @@ def start_afresh(self: Trainer,
     "Other noise than that which led astray."
     self.generator.manual_seed(seed)
 
-# %% ../nbs/06_trainer.ipynb #81843279
+# %% ../nbs/06_trainer.ipynb #c81ee4ff
 @patch
 def trouble(self: EnergyTrainer, tolerance: float = 4.) -> str | None:
     "What the last hundred updates say is wrong, in a few words; None when all is well."
     rows = self.rows[-10:]
     if len(rows) < 10: return None
     gap, data, samples, low, high = (median(row[name] for row in rows) for name in ('gap', 'energy_data', 'energy_samples', 'sample_low', 'sample_high'))
-    if gap > 1. * tolerance: return f'samples lie {gap:.1f} above data, the chains have been lost'
+    began = self.rescues[-1]['back_to'] if self.rescues else 0  # a rescue may have begun the chains anew
+    young = tolerance > 1 and (self.step - began) * self.settings.batch_size < 10 * self.settings.buffer_size
+    if gap > tolerance and not young: return f'samples lie {gap:.1f} above data, the chains have been lost'
     if max(abs(data), abs(samples)) > 25 * tolerance: return f'the energies are {data:.0f} on data and {samples:.0f} on samples'
     if max(-low, high) > 5 * tolerance: return f'the chains have left the images behind, they are in [{low:.0f}, {high:.0f}]'
 
