@@ -7,7 +7,7 @@ __all__ = ['inverse_penalties', 'encode_images', 'fit_classifier', 'choose_penal
            'nearest_neighbours', 'agreement', 'first_of_each_class', 'neighbour_record', 'matched_accuracy',
            'cluster_scores', 'component_record', 'kmeans_record']
 
-# %% ../nbs/11_representation.ipynb #49632b28
+# %% ../nbs/11_representation.ipynb #f65813e1
 import warnings
 
 import numpy as np
@@ -24,9 +24,9 @@ from torch import nn
 
 from .data import ImageData, ImageSet
 from .models import Pixel
-from .sgld import pick_device
+from .sgld import exact_convolutions, pick_device
 
-# %% ../nbs/11_representation.ipynb #ee4208bf
+# %% ../nbs/11_representation.ipynb #457caf0a
 @torch.no_grad()
 def encode_images(
     model: nn.Module,  # with a `value_range`, and the method that is asked for, from (B, C, H, W) to (B, D)
@@ -40,7 +40,7 @@ def encode_images(
     if shape != tuple(model.in_shape): raise ValueError(f'the model is for images of shape {tuple(model.in_shape)}, the data have {shape}')
     model, device = model.eval(), pick_device(device)
     model.to(device)
-    features = images.map(getattr(model, method), model.value_range, device, batch_size).float().numpy()
+    with exact_convolutions(device): features = images.map(getattr(model, method), model.value_range, device, batch_size).float().numpy()
     if not np.isfinite(features).all(): raise ValueError('the model gives representations that are not finite; it has diverged')
     return features
 
