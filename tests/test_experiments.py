@@ -63,7 +63,7 @@ grids:
 def test_a_sweep_that_is_killed_goes_on_and_passes_over_failures(tmp_path):
     (tmp_path / 'grid.yaml').write_text(GRID)
     process = start(tmp_path, 'cebm_sweep', 'grid.yaml')
-    deadline, second = time.monotonic() + 120, tmp_path / 'sweep' / 'digits-cebm-s0' / 'checkpoint' / 'state.safetensors'
+    deadline, second = time.monotonic() + 400, tmp_path / 'sweep' / 'digits-cebm-s0' / 'checkpoint' / 'state.safetensors'
     while not second.exists() and time.monotonic() < deadline: time.sleep(0.05)
     status, _, err = call(tmp_path, 'cebm_sweep', 'grid.yaml')
     assert status == 2 and 'another process' in err and len(err.splitlines()) == 1
