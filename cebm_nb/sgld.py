@@ -59,7 +59,7 @@ class SGLD:
             if self.clamp is not None: x.clamp_(-self.clamp, self.clamp)
         return x
 
-# %% ../nbs/05_sgld.ipynb #5347b6a3
+# %% ../nbs/05_sgld.ipynb #25600dac
 class ReplayBuffer:
     """Chains of SGLD that persist between updates of the model; each draw restarts some of them from uniform noise on [-1, 1].
 
@@ -79,7 +79,15 @@ class ReplayBuffer:
         self.size, self.shape, self.restart_prob, self.reach = size, tuple(shape), restart_prob, math.inf if reach is None else reach
         try: chains = torch.empty(size, *shape, device=device)
         except (RuntimeError, TypeError, OverflowError) as error: raise ValueError(f'no memory for {size} chains of shape {tuple(shape)}: {str(error).splitlines()[0]}') from None
-        self.chains = chains.uniform_(-1, 1, generator=generator)
+        self.chains = chains
+        self.begin(generator)
+
+    def begin(self,
+        generator: torch.Generator | None = None,  # where the noise comes from, on the buffer's device
+    ):
+        "Begin all chains at uniform noise."
+        self.chains.uniform_(-1, 1, generator=generator)
+        self.ages = torch.full((self.size,), math.inf, device=self.chains.device)  # draws since a chain was restarted
 
     def draw(self,
         n: int,  # how many chains
@@ -91,14 +99,16 @@ class ReplayBuffer:
         noise = torch.empty(n, *self.shape, device=self.chains.device).uniform_(-1, 1, generator=generator)
         chains, chance = self.chains[index], torch.rand(n, generator=generator, device=self.chains.device)
         restart = (chance < self.restart_prob) | ~(chains.flatten(1).abs().amax(1) <= min(self.reach, torch.finfo(chains.dtype).max))
+        self.ages[index] = self.ages[index].masked_fill(restart, 0)
         return index, torch.where(restart.view(-1, *[1] * len(self.shape)), noise, chains)
 
     def update(self,
         index: Tensor,  # positions, as `draw` gave them
         x: Tensor,  # where those chains are now
     ):
-        "Put chains back."
+        "Put chains back, a draw older."
         self.chains[index] = x.detach()
+        self.ages[index] += 1
 
 # %% ../nbs/05_sgld.ipynb #06767954
 def pick_device(device: str | torch.device = 'auto') -> torch.device:

@@ -22,18 +22,21 @@ from .data import ImageData, load_data
 from .models import check_name, create_model, load_tensors, model_class, model_names
 from .sgld import SGLD, CUDAGraphs, FrozenEnergy, ReplayBuffer, exact_convolutions, frozen, mixed_precision, pick_device
 
-# %% ../nbs/06_trainer.ipynb #3a91f8f6
+# %% ../nbs/06_trainer.ipynb #5400c1d6
 def contrastive_loss(
     energy_data: Tensor,  # energies of a batch of data, (B,)
     energy_samples: Tensor,  # energies of the chains, (B,)
     energy_penalty: float = 5e-3,  # weight of the mean squared energies
     max_gap: float = math.inf,  # leave the contrast out while samples lie higher above data than this
+    counted: Tensor | None = None,  # which samples count, (B,), true or false; None: all
 ) -> tuple:  # the loss, the gap (mean energy of samples minus that of data), and whether the contrast was left out
     "Loss whose gradient is that of the negative log-likelihood, plus the energy regulariser of Du & Mordatch, https://arxiv.org/abs/1903.08689."
-    gap = energy_samples.mean() - energy_data.mean()
-    waiting = gap.detach() > max_gap
+    counted = torch.ones_like(energy_samples, dtype=torch.bool) if counted is None else counted
+    weights = counted.to(energy_samples) / counted.sum().clamp(min=1)
+    gap = weights @ energy_samples - energy_data.mean()
+    waiting = (gap.detach() > max_gap) | ~counted.any()
     contrast = torch.where(waiting, torch.zeros_like(gap), -gap)
-    return contrast + energy_penalty * (energy_data.square().mean() + energy_samples.square().mean()), gap.detach(), waiting
+    return contrast + energy_penalty * (energy_data.square().mean() + weights @ energy_samples.square()), gap.detach(), waiting
 
 # %% ../nbs/06_trainer.ipynb #4aabe0f5
 def check_numbers(
@@ -77,7 +80,7 @@ class Settings:
         check_numbers(self, ('batch_size', 'learning_rate', 'epochs', 'grad_clip'), ('warmup', 'average', 'rescues'))
         if not self.average < 1: raise ValueError(f'average must be from 0 to below 1, got {self.average}')
 
-# %% ../nbs/06_trainer.ipynb #fd731660
+# %% ../nbs/06_trainer.ipynb #1c74bb88
 @dataclass(frozen=True)
 class EnergySettings(Settings):
     "Settings of CEBM, GMM-CEBM and IGEBM; the defaults are those of Wu et al. 2021. Raises ValueError on values that make no sense."
@@ -90,11 +93,12 @@ class EnergySettings(Settings):
     sgld_clamp: float | None = None  # keep chains within [-clamp, clamp]
     buffer_size: int = 5000  # chains in the replay buffer
     restart_prob: float = 0.05  # probability that a drawn chain starts anew from noise
+    burn_in: int = 0  # draws of a chain, after it started anew, in which it does not count in the loss
     chain_reach: float | None = None  # a chain with a value beyond [-reach, reach] starts anew; None: only one that is not finite
 
     def __post_init__(self):
         super().__post_init__()
-        check_numbers(self, ('sgld_steps', 'sgld_step_size', 'buffer_size', 'max_gap', 'sgld_clamp'), ('data_noise', 'energy_penalty', 'sgld_noise'), ('restart_prob',))
+        check_numbers(self, ('sgld_steps', 'sgld_step_size', 'buffer_size', 'max_gap', 'sgld_clamp'), ('data_noise', 'energy_penalty', 'sgld_noise', 'burn_in'), ('restart_prob',))
         if self.chain_reach is not None and not self.chain_reach > 1: raise ValueError(f'chain_reach must be above 1, where chains begin, got {self.chain_reach}')
         if self.batch_size > self.buffer_size: raise ValueError(f'batch_size must not be larger than buffer_size, got {self.batch_size} and {self.buffer_size}')
 
@@ -325,7 +329,7 @@ def load_state(self: Trainer,
     self.generator.set_state(generator.get_state())
     self.step, self.seconds, self.rows, self.rescues, self.settings = step, seconds, rows, rescues, settings
 
-# %% ../nbs/06_trainer.ipynb #efacd9ae
+# %% ../nbs/06_trainer.ipynb #b20f4c91
 class EnergyTrainer(Trainer):
     "Maximum marginal likelihood training of a model with an `energy`, by contrast with chains from a replay buffer."
     presets = energy_presets
@@ -344,7 +348,10 @@ class EnergyTrainer(Trainer):
         self.energy = FrozenEnergy(self.model, self.precision)  # of the chains
         self._graphs = None  # the settings, and the CUDA graphs that were captured with them
 
-    def own_state(self) -> dict: return dict(chains=self.buffer.chains)
+    def own_state(self) -> dict: return dict(chains=self.buffer.chains, ages=self.buffer.ages)
+
+    def load_state(self, tensors: dict, record: dict, source: str = 'the state'):
+        super().load_state(dict(ages=torch.full_like(self.buffer.ages, math.inf)) | tensors, record, source)  # states of older versions have no ages
 
     def batch(self) -> Tensor:
         "The next images in [-1, 1], with a little noise: (B, C, H, W)."
@@ -355,7 +362,7 @@ class EnergyTrainer(Trainer):
         return (f"E(data) {row['energy_data']:.2f}, E(samples) {row['energy_samples']:.2f}, gap {row['gap']:+.2f}, "
                 f"samples in [{row['sample_low']:.2f}, {row['sample_high']:.2f}]")
 
-# %% ../nbs/06_trainer.ipynb #ace07d57
+# %% ../nbs/06_trainer.ipynb #c600ed2d
 @patch
 def learn(self: EnergyTrainer, x: Tensor, used: float) -> dict:
     "Move some chains, then the weights: data down, samples up."
@@ -364,20 +371,20 @@ def learn(self: EnergyTrainer, x: Tensor, used: float) -> dict:
     index, chains = self.buffer.draw(s.batch_size, self.generator)
     self.energy.refresh()
     samples = s.sgld.sample(self.energy, chains, self.generator)
-    numbers, = self._graphs[1](self.fill_contrastive_gradient, x, samples)
+    numbers, = self._graphs[1](self.fill_contrastive_gradient, x, samples, self.buffer.ages[index] >= s.burn_in)
     row = dict(zip(self.measured, numbers.unbind()))
     self.take_step(row.pop('loss'), row['grad_norm'], used)
     self.buffer.update(index, samples)
     return row
 
 @patch
-def fill_contrastive_gradient(self: EnergyTrainer, x: Tensor, samples: Tensor) -> tuple:  # one tensor, the numbers named in `measured`
+def fill_contrastive_gradient(self: EnergyTrainer, x: Tensor, samples: Tensor, counted: Tensor) -> tuple:  # one tensor, the numbers named in `measured`
     "Leave the gradient of the contrastive loss in the weights."
     s = self.settings
     with self.half(): energy_data, energy_samples = self.model.energy(torch.cat([x, samples])).chunk(2)
-    loss, gap, waiting = contrastive_loss(energy_data, energy_samples, s.energy_penalty, math.inf if s.max_gap is None else s.max_gap)
+    loss, gap, waiting = contrastive_loss(energy_data, energy_samples, s.energy_penalty, math.inf if s.max_gap is None else s.max_gap, counted)
     norm = self.fill_gradient(loss)
-    numbers = torch.stack([loss, energy_data.mean(), energy_samples.mean(), gap, norm, *samples.aminmax(), waiting.to(loss.dtype)])
+    numbers = torch.stack([loss, energy_data.mean(), gap + energy_data.mean(), gap, norm, *samples.aminmax(), waiting.to(loss.dtype)])
     return (numbers.detach(),)
 
 # %% ../nbs/06_trainer.ipynb #b92c298e
@@ -403,7 +410,7 @@ def start_afresh(self: Trainer,
     "Other noise than that which led astray."
     self.generator.manual_seed(seed)
 
-# %% ../nbs/06_trainer.ipynb #c81ee4ff
+# %% ../nbs/06_trainer.ipynb #788a52eb
 @patch
 def trouble(self: EnergyTrainer, tolerance: float = 4.) -> str | None:
     "What the last hundred updates say is wrong, in a few words; None when all is well."
@@ -426,7 +433,7 @@ def gentler(self: EnergyTrainer, again: bool) -> dict:
 def start_afresh(self: EnergyTrainer, seed: int, again: bool):
     "Other noise, and, where the chains of this place have failed before, new chains."
     Trainer.start_afresh(self, seed, again)
-    if again: self.buffer.chains.uniform_(-1, 1, generator=self.generator)
+    if again: self.buffer.begin(self.generator)
 
 # %% ../nbs/06_trainer.ipynb #18e7c47e
 def trainer_class(
