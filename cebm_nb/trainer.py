@@ -105,10 +105,10 @@ class EnergySettings(Settings):
     @property
     def sgld(self) -> SGLD: return SGLD(self.sgld_step_size, self.sgld_noise, self.sgld_steps, self.sgld_clamp)
 
-# %% ../nbs/06_trainer.ipynb #dd60abed
+# %% ../nbs/06_trainer.ipynb #f26e2251
 energy_presets = dict(
     paper=EnergySettings(),
-    cpu=EnergySettings(learning_rate=5e-4, warmup=200, cosine=True, grad_clip=1., average=0.999, data_noise=0.2, max_gap=10., sgld_steps=8, buffer_size=1000, restart_prob=0.01, chain_reach=10., epochs=50),
+    cpu=EnergySettings(learning_rate=5e-4, warmup=200, cosine=True, grad_clip=1., average=0.999, data_noise=0.1, max_gap=10., sgld_steps=8, burn_in=10, chain_reach=10., epochs=50),
     smoke=EnergySettings(batch_size=16, learning_rate=3e-4, sgld_steps=3, buffer_size=64, max_gap=5., grad_clip=1., epochs=0.2),
 )
 
