@@ -68,12 +68,13 @@ def read_runs(
     if len({(run.title, run.result['data']) for run in runs}) < len(runs): raise ValueError(f'runs must be different folders with different names, got {", ".join(str(run.folder) for run in runs)}')
     return runs
 
-# %% ../nbs/16_report.ipynb #a960ac79
+# %% ../nbs/16_report.ipynb #fee3c95a
 def training_command(
     config: dict,  # what config.json of a run holds
 ) -> str:
     "The command that trains such a run."
-    model, settings, budget = config['model'], config['settings'], config['budget']
+    model, budget = config['model'], config['budget']
+    settings = asdict(get_settings('paper', model['name'], **config['settings']))  # what an older version did not have is off, as in the paper
     words = dict(data=config['data'], model=model['name'], preset=config['preset'], seed=config['seed']) | {k: v for k, v in budget.items() if v is not None}
     if config.get('image_size'): words['image_size'] = config['image_size']
     usual = asdict(get_settings(config['preset'], model['name']))
