@@ -184,7 +184,7 @@ def draw_run(
         test = load_data(run.config['data'], root, run.config['image_size']).test
         save_figure(plot_images(reconstruction_pairs(run.model, test), columns=10), run.folder / 'figures' / 'reconstructions.png')
 
-# %% ../nbs/19_cli.ipynb #0102a8c4
+# %% ../nbs/19_cli.ipynb #10a412c3
 def given_settings(
     batch_size: int = None,  # images, and chains, in an update
     learning_rate: float = None,  # of Adam
@@ -203,6 +203,7 @@ def given_settings(
     sgld_noise: float = None,  # sd of the noise of a step
     sgld_clamp: float = None,  # keep chains within [-c, c]
     buffer_size: int = None,  # chains in the replay buffer
+    buffer_start: int = None,  # chains in use at the beginning; the buffer grows from there
     restart_prob: float = None,  # probability that a chain starts anew
     burn_in: int = None,  # draws in which a chain that started anew does not count in the loss
     chain_reach: float = None,  # a chain with a value beyond [-reach, reach] starts anew in any case

@@ -80,7 +80,7 @@ class Settings:
         check_numbers(self, ('batch_size', 'learning_rate', 'epochs', 'grad_clip'), ('warmup', 'average', 'rescues'))
         if not self.average < 1: raise ValueError(f'average must be from 0 to below 1, got {self.average}')
 
-# %% ../nbs/06_trainer.ipynb #1c74bb88
+# %% ../nbs/06_trainer.ipynb #dbd69769
 @dataclass(frozen=True)
 class EnergySettings(Settings):
     "Settings of CEBM, GMM-CEBM and IGEBM; the defaults are those of Wu et al. 2021. Raises ValueError on values that make no sense."
@@ -92,23 +92,26 @@ class EnergySettings(Settings):
     sgld_noise: float = 7.5e-3  # standard deviation of the noise of a step
     sgld_clamp: float | None = None  # keep chains within [-clamp, clamp]
     buffer_size: int = 5000  # chains in the replay buffer
+    buffer_start: int | None = None  # chains in use at the beginning, the buffer grows until each has been drawn twenty times on average; None: all
     restart_prob: float = 0.05  # probability that a drawn chain starts anew from noise
     burn_in: int = 0  # draws of a chain, after it started anew, in which it does not count in the loss
     chain_reach: float | None = None  # a chain with a value beyond [-reach, reach] starts anew; None: only one that is not finite
 
     def __post_init__(self):
         super().__post_init__()
-        check_numbers(self, ('sgld_steps', 'sgld_step_size', 'buffer_size', 'max_gap', 'sgld_clamp'), ('data_noise', 'energy_penalty', 'sgld_noise', 'burn_in'), ('restart_prob',))
+        check_numbers(self, ('sgld_steps', 'sgld_step_size', 'buffer_size', 'buffer_start', 'max_gap', 'sgld_clamp'), ('data_noise', 'energy_penalty', 'sgld_noise', 'burn_in'), ('restart_prob',))
         if self.chain_reach is not None and not self.chain_reach > 1: raise ValueError(f'chain_reach must be above 1, where chains begin, got {self.chain_reach}')
         if self.batch_size > self.buffer_size: raise ValueError(f'batch_size must not be larger than buffer_size, got {self.batch_size} and {self.buffer_size}')
+        if self.buffer_start is not None and not self.batch_size <= self.buffer_start <= self.buffer_size:
+            raise ValueError(f'buffer_start must be from batch_size to buffer_size, {self.batch_size} to {self.buffer_size}, got {self.buffer_start}')
 
     @property
     def sgld(self) -> SGLD: return SGLD(self.sgld_step_size, self.sgld_noise, self.sgld_steps, self.sgld_clamp)
 
-# %% ../nbs/06_trainer.ipynb #f26e2251
+# %% ../nbs/06_trainer.ipynb #6a8ae9c4
 energy_presets = dict(
     paper=EnergySettings(),
-    cpu=EnergySettings(learning_rate=5e-4, warmup=200, cosine=True, grad_clip=1., average=0.999, data_noise=0.1, max_gap=10., sgld_steps=8, burn_in=10, chain_reach=10., epochs=50),
+    cpu=EnergySettings(learning_rate=5e-4, warmup=200, cosine=True, grad_clip=1., average=0.999, data_noise=0.2, max_gap=10., sgld_steps=8, buffer_size=1000, restart_prob=0.01, chain_reach=10., epochs=50),
     smoke=EnergySettings(batch_size=16, learning_rate=3e-4, sgld_steps=3, buffer_size=64, max_gap=5., grad_clip=1., epochs=0.2),
 )
 
@@ -329,7 +332,7 @@ def load_state(self: Trainer,
     self.generator.set_state(generator.get_state())
     self.step, self.seconds, self.rows, self.rescues, self.settings = step, seconds, rows, rescues, settings
 
-# %% ../nbs/06_trainer.ipynb #b20f4c91
+# %% ../nbs/06_trainer.ipynb #31103271
 class EnergyTrainer(Trainer):
     "Maximum marginal likelihood training of a model with an `energy`, by contrast with chains from a replay buffer."
     presets = energy_presets
@@ -344,14 +347,15 @@ class EnergyTrainer(Trainer):
         precision: str = 'auto',  # 'auto', 'float32' or 'bfloat16'
     ):
         super().__init__(model, data, settings, seed, device, precision)
-        self.buffer = ReplayBuffer(settings.buffer_size, data.in_shape, settings.restart_prob, settings.chain_reach, self.generator, self.device)
+        self.buffer = ReplayBuffer(settings.buffer_size, data.in_shape, settings.restart_prob, settings.chain_reach, self.generator, self.device, settings.buffer_start)
         self.energy = FrozenEnergy(self.model, self.precision)  # of the chains
         self._graphs = None  # the settings, and the CUDA graphs that were captured with them
 
-    def own_state(self) -> dict: return dict(chains=self.buffer.chains, ages=self.buffer.ages)
+    def own_state(self) -> dict: return dict(chains=self.buffer.chains, ages=self.buffer.ages, drawn=self.buffer.drawn)
 
     def load_state(self, tensors: dict, record: dict, source: str = 'the state'):
-        super().load_state(dict(ages=torch.full_like(self.buffer.ages, math.inf)) | tensors, record, source)  # states of older versions have no ages
+        older = dict(ages=torch.full_like(self.buffer.ages, math.inf), drawn=torch.tensor(20 * self.buffer.size))  # what older versions did not keep
+        super().load_state(older | tensors, record, source)
 
     def batch(self) -> Tensor:
         "The next images in [-1, 1], with a little noise: (B, C, H, W)."

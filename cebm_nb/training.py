@@ -139,7 +139,7 @@ def _stop_on_signal():
     finally:
         for number, handler in previous.items(): signal.signal(number, handler)
 
-# %% ../nbs/07_training.ipynb #8522ec27
+# %% ../nbs/07_training.ipynb #6d70a690
 def _read_metrics(path) -> pd.DataFrame:
     if not path.is_file() or path.stat().st_size <= 1: return pd.DataFrame()
     try: return pd.read_csv(path)
@@ -164,11 +164,11 @@ class Run:
 
     @property
     def chains(self) -> Tensor:
-        "The chains of the replay buffer as training left them: (N, C, H, W), about in [-1, 1]; raises FileNotFoundError where there are none."
+        "The chains of the replay buffer as training left them, but for those in their burn-in: (N, C, H, W), about in [-1, 1]; raises FileNotFoundError where there are none."
         try: tensors = Checkpoints(self.folder / 'checkpoint').newest()[0]
         except FileNotFoundError: raise FileNotFoundError(f'{str(self.folder)!r} holds no chains, its checkpoint is missing') from None
         if 'chains' not in tensors: raise FileNotFoundError(f'{str(self.folder)!r} holds no chains, its model is not an energy-based one')
-        return tensors['chains']
+        return tensors['chains'][tensors['ages'] >= self.config['settings'].get('burn_in', 0)] if 'ages' in tensors else tensors['chains']  # older versions have no ages
 
     def resume(self, **options) -> 'Run':
         "Go on where the run's checkpoint left it; the options are those of `resume`."
