@@ -22,7 +22,7 @@ from .data import ImageData, load_data
 from .models import check_name, create_model, load_tensors, model_class, model_names
 from .sgld import SGLD, CUDAGraphs, FrozenEnergy, ReplayBuffer, exact_convolutions, frozen, mixed_precision, pick_device
 
-# %% ../nbs/06_trainer.ipynb #5400c1d6
+# %% ../nbs/06_trainer.ipynb #4cb2f831
 def contrastive_loss(
     energy_data: Tensor,  # energies of a batch of data, (B,)
     energy_samples: Tensor,  # energies of the chains, (B,)
@@ -31,12 +31,12 @@ def contrastive_loss(
     counted: Tensor | None = None,  # which samples count, (B,), true or false; None: all
 ) -> tuple:  # the loss, the gap (mean energy of samples minus that of data), and whether the contrast was left out
     "Loss whose gradient is that of the negative log-likelihood, plus the energy regulariser of Du & Mordatch, https://arxiv.org/abs/1903.08689."
-    counted = torch.ones_like(energy_samples, dtype=torch.bool) if counted is None else counted
-    weights = counted.to(energy_samples) / counted.sum().clamp(min=1)
-    gap = weights @ energy_samples - energy_data.mean()
-    waiting = (gap.detach() > max_gap) | ~counted.any()
+    mean = torch.mean if counted is None else lambda energy: (counted * energy).sum() / counted.sum().clamp(min=1)
+    gap = mean(energy_samples) - energy_data.mean()
+    waiting = gap.detach() > max_gap
+    if counted is not None: waiting = waiting | ~counted.any()
     contrast = torch.where(waiting, torch.zeros_like(gap), -gap)
-    return contrast + energy_penalty * (energy_data.square().mean() + weights @ energy_samples.square()), gap.detach(), waiting
+    return contrast + energy_penalty * (energy_data.square().mean() + mean(energy_samples.square())), gap.detach(), waiting
 
 # %% ../nbs/06_trainer.ipynb #4aabe0f5
 def check_numbers(
@@ -366,7 +366,7 @@ class EnergyTrainer(Trainer):
         return (f"E(data) {row['energy_data']:.2f}, E(samples) {row['energy_samples']:.2f}, gap {row['gap']:+.2f}, "
                 f"samples in [{row['sample_low']:.2f}, {row['sample_high']:.2f}]")
 
-# %% ../nbs/06_trainer.ipynb #c600ed2d
+# %% ../nbs/06_trainer.ipynb #bf250f4c
 @patch
 def learn(self: EnergyTrainer, x: Tensor, used: float) -> dict:
     "Move some chains, then the weights: data down, samples up."
@@ -375,14 +375,15 @@ def learn(self: EnergyTrainer, x: Tensor, used: float) -> dict:
     index, chains = self.buffer.draw(s.batch_size, self.generator)
     self.energy.refresh()
     samples = s.sgld.sample(self.energy, chains, self.generator)
-    numbers, = self._graphs[1](self.fill_contrastive_gradient, x, samples, self.buffer.ages[index] >= s.burn_in)
+    counted = (self.buffer.ages[index] >= s.burn_in,) if s.burn_in else ()
+    numbers, = self._graphs[1](self.fill_contrastive_gradient, x, samples, *counted)
     row = dict(zip(self.measured, numbers.unbind()))
     self.take_step(row.pop('loss'), row['grad_norm'], used)
     self.buffer.update(index, samples)
     return row
 
 @patch
-def fill_contrastive_gradient(self: EnergyTrainer, x: Tensor, samples: Tensor, counted: Tensor) -> tuple:  # one tensor, the numbers named in `measured`
+def fill_contrastive_gradient(self: EnergyTrainer, x: Tensor, samples: Tensor, counted: Tensor | None = None) -> tuple:  # one tensor, the numbers named in `measured`
     "Leave the gradient of the contrastive loss in the weights."
     s = self.settings
     with self.half(): energy_data, energy_samples = self.model.energy(torch.cat([x, samples])).chunk(2)
