@@ -111,9 +111,9 @@ def test_what_cannot_be_captured_is_called():
 
 
 @pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
-@pytest.mark.parametrize('name', models)
-def test_training_from_graphs_is_training(name, precision, monkeypatch):
-    data, settings = load_data('digits'), replace(get_settings('cpu', name), sgld_steps=5, batch_size=50, warmup=0)
+@pytest.mark.parametrize('name, young', [*((name, {}) for name in models), ('cebm', dict(restart_prob=0.2, burn_in=2, buffer_start=100))])
+def test_training_from_graphs_is_training(name, young, precision, monkeypatch):
+    data, settings = load_data('digits'), replace(get_settings('cpu', name), sgld_steps=5, batch_size=50, warmup=0, **young)
     def trained(updates):
         trainer = trainer_class(name)(create_model(name, data.in_shape), data, settings, 3, 'cuda', precision)
         rows = [{k: float(v) for k, v in trainer.update(0.).items()} for _ in range(updates)]
