@@ -92,7 +92,7 @@ def test_images_on_another_scale(name, value, word):
 
 
 @many(300)
-@given(st.sampled_from(['learning_rate', 'batch_size', 'sgld_steps', 'max_gap', 'average', 'cosine', 'rescues', 'buffer_size', 'restart_prob', 'no_such']), junk, junk, st.sampled_from(['paper', 'cpu', 'smoke', 'x']))
+@given(st.sampled_from(['learning_rate', 'batch_size', 'sgld_steps', 'max_gap', 'average', 'cosine', 'rescues', 'buffer_size', 'buffer_start', 'restart_prob', 'burn_in', 'no_such']), junk, junk, st.sampled_from(['paper', 'cpu', 'smoke', 'x']))
 def test_settings_and_budgets(name, value, other, preset):
     if name == 'buffer_size' and isinstance(value, int) and value > 100: value = 2**50  # not one that would just fit
     counted['settings'] += 3
