@@ -319,7 +319,7 @@ class Judge:
         self.directions = np.linalg.svd(pixels - self.centre, full_matrices=False)[2][:32].T
         self.real = (pixels - self.centre) @ self.directions
 
-# %% ../nbs/15_evaluation.ipynb #dc6526f1
+# %% ../nbs/15_evaluation.ipynb #a1279f70
 @patch
 def score(self: Judge, row: dict) -> float:
     "What the best model has most of: accuracy, or nearness of the chains where there are no labels."
@@ -335,7 +335,7 @@ def measure(self: Judge, trainer: Trainer) -> dict:
     model.train(training)
     if 'gap' in trainer.rows[-1]: row['gap'] = float(np.median([r['gap'] for r in trainer.rows[-10:]]))
     if hasattr(trainer, 'buffer'):
-        chains = trainer.buffer.chains[trainer.buffer.ages >= trainer.settings.burn_in].cpu().flatten(1).clamp(-1, 1).numpy()
+        chains = trainer.buffer.chains[trainer.buffer.counted].cpu().flatten(1).clamp(-1, 1).numpy()
         if len(chains) > 1: row['distance'] = frechet_distance(self.real, (chains - self.centre) @ self.directions)
     return row
 

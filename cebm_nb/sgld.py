@@ -59,11 +59,11 @@ class SGLD:
             if self.clamp is not None: x.clamp_(-self.clamp, self.clamp)
         return x
 
-# %% ../nbs/05_sgld.ipynb #eba5a41c
+# %% ../nbs/05_sgld.ipynb #6b0758fb
 class ReplayBuffer:
     """Chains of SGLD that persist between updates of the model; each draw restarts some of them from uniform noise on [-1, 1].
 
-    Raises ValueError on a size below 1, a probability outside [0, 1], and draws larger than the buffer."""
+    Raises ValueError on a size below 1, a probability outside [0, 1], a start outside the size, a negative burn-in, and draws larger than the buffer."""
 
     def __init__(self,
         size: int,  # number of chains
@@ -73,52 +73,64 @@ class ReplayBuffer:
         generator: torch.Generator | None = None,  # where the noise comes from; on `device`
         device: str | torch.device = 'cpu',  # where the chains are kept
         start: int | None = None,  # how many chains are in use at first; None: all
+        burn_in: int = 0,  # draws in which a chain that started anew does not count
     ):
         if not isinstance(size, int) or size < 1: raise ValueError(f'size must be a whole number of at least 1, got {size!r}')
         if not isinstance(restart_prob, int | float) or not 0 <= restart_prob <= 1: raise ValueError(f'restart_prob must be from 0 to 1, got {restart_prob}')
         if reach is not None and not reach > 1: raise ValueError(f'reach must be above 1, where chains begin, got {reach}')
-        if start is not None and not 1 <= start <= size: raise ValueError(f'start must be from 1 to the size, got {start} and {size}')
-        self.size, self.shape, self.restart_prob, self.reach, self.start = size, tuple(shape), restart_prob, math.inf if reach is None else reach, size if start is None else start
-        try: chains = torch.empty(size, *shape, device=device)
+        if start is not None and not 1 <= start <= size: raise ValueError(f'start must be from 1 to the size, {size}, got {start}')
+        if not burn_in >= 0: raise ValueError(f'burn_in must not be negative, got {burn_in}')
+        self.size, self.shape, self.restart_prob, self.reach = size, tuple(shape), restart_prob, math.inf if reach is None else reach
+        self.start, self.burn_in = size if start is None else start, burn_in
+        try: self.chains = torch.empty(size, *shape, device=device)
         except (RuntimeError, TypeError, OverflowError) as error: raise ValueError(f'no memory for {size} chains of shape {tuple(shape)}: {str(error).splitlines()[0]}') from None
-        self.chains = chains
         self.begin(generator)
 
-    def begin(self,
-        generator: torch.Generator | None = None,  # where the noise comes from, on the buffer's device
-    ):
-        "Begin all chains at uniform noise."
-        self.chains.uniform_(-1, 1, generator=generator)
-        self.ages = torch.full((self.size,), math.inf, device=self.chains.device)  # draws since a chain was restarted
-        self.ages[self.start:] = -1
-        self.drawn = torch.zeros((), dtype=torch.int64)  # chains in all draws so far
+# %% ../nbs/05_sgld.ipynb #669ebaa0
+@patch
+def begin(self: ReplayBuffer,
+    generator: torch.Generator | None = None,  # where the noise comes from, on the buffer's device
+):
+    "Begin all chains at uniform noise."
+    self.chains.uniform_(-1, 1, generator=generator)
+    self.ages = torch.full((self.size,), math.inf, device=self.chains.device)  # draws since a chain was restarted
+    self.ages[self.start:] = -1
+    self.drawn = torch.zeros((), dtype=torch.int64)  # chains in all draws so far
 
-    @property
-    def used(self) -> int:
-        "How many chains are in use, the first ones."
-        return min(self.size, max(self.start, int(self.drawn) // 20))
+@patch(as_prop=True)
+def used(self: ReplayBuffer) -> int:
+    "How many chains are in use, the first ones."
+    return min(self.size, max(self.start, int(self.drawn) // 20))
 
-    def draw(self,
-        n: int,  # how many chains
-        generator: torch.Generator | None = None,  # on the buffer's device
-    ) -> tuple:  # positions in the buffer (n,), and chains (n, *shape)
-        "Draw n different chains, some of them restarted."
-        if not 1 <= n <= self.size: raise ValueError(f'cannot draw {n} chains from a buffer of {self.size}; the batch must not be larger than the buffer')
-        index = torch.randperm(max(n, self.used), generator=generator, device=self.chains.device)[:n]
-        self.drawn += n
-        noise = torch.empty(n, *self.shape, device=self.chains.device).uniform_(-1, 1, generator=generator)
-        chains, chance = self.chains[index], torch.rand(n, generator=generator, device=self.chains.device)
-        restart = (chance < self.restart_prob) | ~(chains.flatten(1).abs().amax(1) <= min(self.reach, torch.finfo(chains.dtype).max))
-        self.ages[index] = self.ages[index].clamp(min=0).masked_fill(restart, 0)
-        return index, torch.where(restart.view(-1, *[1] * len(self.shape)), noise, chains)
+@patch(as_prop=True)
+def counted(self: ReplayBuffer) -> Tensor:
+    "Which chains are past their burn-in: (size,), true or false."
+    return self.ages >= self.burn_in
 
-    def update(self,
-        index: Tensor,  # positions, as `draw` gave them
-        x: Tensor,  # where those chains are now
-    ):
-        "Put chains back, a draw older."
-        self.chains[index] = x.detach()
-        self.ages[index] += 1
+# %% ../nbs/05_sgld.ipynb #197cf2bf
+@patch
+def draw(self: ReplayBuffer,
+    n: int,  # how many chains
+    generator: torch.Generator | None = None,  # on the buffer's device
+) -> tuple:  # positions in the buffer (n,), and chains (n, *shape)
+    "Draw n different chains, some of them restarted."
+    if not 1 <= n <= self.size: raise ValueError(f'cannot draw {n} chains from a buffer of {self.size}; the batch must not be larger than the buffer')
+    index = torch.randperm(max(n, self.used), generator=generator, device=self.chains.device)[:n]
+    self.drawn += n
+    noise = torch.empty(n, *self.shape, device=self.chains.device).uniform_(-1, 1, generator=generator)
+    chains, chance = self.chains[index], torch.rand(n, generator=generator, device=self.chains.device)
+    restart = (chance < self.restart_prob) | ~(chains.flatten(1).abs().amax(1) <= min(self.reach, torch.finfo(chains.dtype).max))
+    self.ages[index] = self.ages[index].clamp(min=0).masked_fill(restart, 0)
+    return index, torch.where(restart.view(-1, *[1] * len(self.shape)), noise, chains)
+
+@patch
+def update(self: ReplayBuffer,
+    index: Tensor,  # positions, as `draw` gave them
+    x: Tensor,  # where those chains are now
+):
+    "Put chains back, a draw older."
+    self.chains[index] = x.detach()
+    self.ages[index] += 1
 
 # %% ../nbs/05_sgld.ipynb #06767954
 def pick_device(device: str | torch.device = 'auto') -> torch.device:

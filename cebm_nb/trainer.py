@@ -332,7 +332,7 @@ def load_state(self: Trainer,
     self.generator.set_state(generator.get_state())
     self.step, self.seconds, self.rows, self.rescues, self.settings = step, seconds, rows, rescues, settings
 
-# %% ../nbs/06_trainer.ipynb #31103271
+# %% ../nbs/06_trainer.ipynb #9f3f3b4a
 class EnergyTrainer(Trainer):
     "Maximum marginal likelihood training of a model with an `energy`, by contrast with chains from a replay buffer."
     presets = energy_presets
@@ -347,14 +347,14 @@ class EnergyTrainer(Trainer):
         precision: str = 'auto',  # 'auto', 'float32' or 'bfloat16'
     ):
         super().__init__(model, data, settings, seed, device, precision)
-        self.buffer = ReplayBuffer(settings.buffer_size, data.in_shape, settings.restart_prob, settings.chain_reach, self.generator, self.device, settings.buffer_start)
+        self.buffer = ReplayBuffer(settings.buffer_size, data.in_shape, settings.restart_prob, settings.chain_reach, self.generator, self.device, settings.buffer_start, settings.burn_in)
         self.energy = FrozenEnergy(self.model, self.precision)  # of the chains
         self._graphs = None  # the settings, and the CUDA graphs that were captured with them
 
     def own_state(self) -> dict: return dict(chains=self.buffer.chains, ages=self.buffer.ages, drawn=self.buffer.drawn)
 
     def load_state(self, tensors: dict, record: dict, source: str = 'the state'):
-        older = dict(ages=torch.full_like(self.buffer.ages, math.inf), drawn=torch.tensor(20 * self.buffer.size))  # what older versions did not keep
+        older = dict(ages=torch.full_like(self.buffer.ages, math.inf), drawn=torch.zeros_like(self.buffer.drawn))  # what older versions did not keep
         super().load_state(older | tensors, record, source)
 
     def batch(self) -> Tensor:
@@ -366,7 +366,7 @@ class EnergyTrainer(Trainer):
         return (f"E(data) {row['energy_data']:.2f}, E(samples) {row['energy_samples']:.2f}, gap {row['gap']:+.2f}, "
                 f"samples in [{row['sample_low']:.2f}, {row['sample_high']:.2f}]")
 
-# %% ../nbs/06_trainer.ipynb #bf250f4c
+# %% ../nbs/06_trainer.ipynb #7c8c8d4c
 @patch
 def learn(self: EnergyTrainer, x: Tensor, used: float) -> dict:
     "Move some chains, then the weights: data down, samples up."
@@ -375,7 +375,7 @@ def learn(self: EnergyTrainer, x: Tensor, used: float) -> dict:
     index, chains = self.buffer.draw(s.batch_size, self.generator)
     self.energy.refresh()
     samples = s.sgld.sample(self.energy, chains, self.generator)
-    counted = (self.buffer.ages[index] >= s.burn_in,) if s.burn_in else ()
+    counted = (self.buffer.counted[index],) if s.burn_in else ()
     numbers, = self._graphs[1](self.fill_contrastive_gradient, x, samples, *counted)
     row = dict(zip(self.measured, numbers.unbind()))
     self.take_step(row.pop('loss'), row['grad_norm'], used)
