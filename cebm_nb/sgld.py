@@ -125,7 +125,7 @@ def draw(self: ReplayBuffer,
 
 @patch
 def update(self: ReplayBuffer,
-    index: Tensor,  # positions, as `draw` gave them
+    index: Tensor,  # positions, as a draw gave them
     x: Tensor,  # where those chains are now
 ):
     "Put chains back, a draw older."
