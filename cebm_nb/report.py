@@ -7,10 +7,11 @@ __all__ = ['published_labels', 'published', 'published_table', 'EvaluatedRun', '
            'markdown_table', 'as_html', 'runs_table', 'machines', 'records_table', 'seeds_table', 'section_figures',
            'run_pictures', 'write_report', 'make_card', 'card_text', 'pack_model']
 
-# %% ../nbs/16_report.ipynb #b48429b4
+# %% ../nbs/16_report.ipynb #27da6cf3
 import html
 import inspect
 import json
+import math
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -68,7 +69,7 @@ def read_runs(
     if len({(run.title, run.result['data']) for run in runs}) < len(runs): raise ValueError(f'runs must be different folders with different names, got {", ".join(str(run.folder) for run in runs)}')
     return runs
 
-# %% ../nbs/16_report.ipynb #fee3c95a
+# %% ../nbs/16_report.ipynb #998c2652
 def training_command(
     config: dict,  # what config.json of a run holds
 ) -> str:
@@ -78,6 +79,8 @@ def training_command(
     words = dict(data=config['data'], model=model['name'], preset=config['preset'], seed=config['seed']) | {k: v for k, v in budget.items() if v is not None}
     if config.get('image_size'): words['image_size'] = config['image_size']
     usual = asdict(get_settings(config['preset'], model['name']))
+    for s in settings, usual:
+        if 'buffer_start' in s: s['buffer_start'] = min(s['buffer_start'] or math.inf, settings['buffer_size'])  # how many chains it means
     changed = {k: v for k, v in settings.items() if v != usual[k] and k != 'epochs'}
     if 'cosine' in changed: changed['schedule'] = 'cosine' if changed.pop('cosine') else 'constant'
     defaults = {p.name: p.default for p in inspect.signature(model_class(model['name']).create).parameters.values()}

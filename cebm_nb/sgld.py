@@ -59,11 +59,11 @@ class SGLD:
             if self.clamp is not None: x.clamp_(-self.clamp, self.clamp)
         return x
 
-# %% ../nbs/05_sgld.ipynb #6b0758fb
+# %% ../nbs/05_sgld.ipynb #14ceadb9
 class ReplayBuffer:
     """Chains of SGLD that persist between updates of the model; each draw restarts some of them from uniform noise on [-1, 1].
 
-    Raises ValueError on a size below 1, a probability outside [0, 1], a start outside the size, a negative burn-in, and draws larger than the buffer."""
+    Raises ValueError on a size below 1, a probability outside [0, 1], a start below 1, a negative burn-in, and draws larger than the buffer."""
 
     def __init__(self,
         size: int,  # number of chains
@@ -72,16 +72,16 @@ class ReplayBuffer:
         reach: float | None = None,  # a chain with a value beyond [-reach, reach] starts anew in any case; None: only one that is not finite
         generator: torch.Generator | None = None,  # where the noise comes from; on `device`
         device: str | torch.device = 'cpu',  # where the chains are kept
-        start: int | None = None,  # how many chains are in use at first; None: all
+        start: int | None = None,  # how many chains are in use at first; None, or more than there are: all
         burn_in: int = 0,  # draws in which a chain that started anew does not count
     ):
         if not isinstance(size, int) or size < 1: raise ValueError(f'size must be a whole number of at least 1, got {size!r}')
         if not isinstance(restart_prob, int | float) or not 0 <= restart_prob <= 1: raise ValueError(f'restart_prob must be from 0 to 1, got {restart_prob}')
         if reach is not None and not reach > 1: raise ValueError(f'reach must be above 1, where chains begin, got {reach}')
-        if start is not None and not 1 <= start <= size: raise ValueError(f'start must be from 1 to the size, {size}, got {start}')
+        if start is not None and not start >= 1: raise ValueError(f'start must be at least 1, got {start}')
         if not burn_in >= 0: raise ValueError(f'burn_in must not be negative, got {burn_in}')
         self.size, self.shape, self.restart_prob, self.reach = size, tuple(shape), restart_prob, math.inf if reach is None else reach
-        self.start, self.burn_in = size if start is None else start, burn_in
+        self.start, self.burn_in = size if start is None else min(start, size), burn_in
         try: self.chains = torch.empty(size, *shape, device=device)
         except (RuntimeError, TypeError, OverflowError) as error: raise ValueError(f'no memory for {size} chains of shape {tuple(shape)}: {str(error).splitlines()[0]}') from None
         self.begin(generator)
