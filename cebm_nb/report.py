@@ -257,7 +257,7 @@ def write_report(
     write_atomically(out / 'report.html', lambda p: p.write_text(as_html(text, title)))
     return out / 'report.html'
 
-# %% ../nbs/16_report.ipynb #1b105cbb
+# %% ../nbs/16_report.ipynb #3424f525
 def make_card(
     run: EvaluatedRun,
     limits: str,  # what the model should not be used for, in a sentence or two
@@ -270,6 +270,7 @@ def make_card(
     return dict(model=config['model']['name'], data=run.result['data'], train_images=run.result['train_images'], test_images=run.result['test_images'], command=training_command(config), updates=done.get('updates'),
                 minutes=round(done['seconds'] / 60, 1) if done else None, versions=config.get('versions', {}), few_label=few, ood=ood, limits=limits, licence=licence)
 
+# %% ../nbs/16_report.ipynb #18c7a609
 def card_text(
     name: str,  # of the model
     card: dict,  # from `make_card`
@@ -286,6 +287,7 @@ def card_text(
         lines += ['AUROC in % of test images against strangers.', markdown_table(pd.DataFrame.from_dict(rows, orient='index').fillna(''))]
     return '\n\n'.join([*lines, f"Limits: {card['limits']}", f"Licence of the weights: {card['licence']}."]) + '\n'
 
+# %% ../nbs/16_report.ipynb #18047b01
 def pack_model(
     folder: str | Path,  # a run folder that `cebm_eval` has been through
     path: str | Path,  # the .safetensors file to write; the card goes beside it as .md
