@@ -6,7 +6,8 @@
 __all__ = ['image_grid', 'plot_images', 'plot_rows', 'plot_training', 'plot_few_label', 'plot_learning', 'plot_confusion',
            'plot_scores', 'plot_chain_energies', 'save_figure']
 
-# %% ../nbs/10_plots.ipynb #0f481480
+# %% ../nbs/10_plots.ipynb #9ddcb0b1
+import itertools
 import math
 from pathlib import Path
 
@@ -102,40 +103,50 @@ def plot_training(
     for ax in axes: ax.set_xlabel('update')
     return fig
 
-# %% ../nbs/10_plots.ipynb #a4ed0112
-def _lines_axes(names) -> tuple:  # a figure and axes for lines with these names, and a function that writes the names
-    many = len(names) > 3
+# %% ../nbs/10_plots.ipynb #aa22e8a2
+def _line_styles(names, groups) -> dict:  # names to a colour and a label; of those in one group, the first has the label
+    groups = {name: (groups or {}).get(name, name) for name in names}
+    labels = list(dict.fromkeys(groups.values()))
+    colours = itertools.cycle(colormaps['tab20' if len(labels) > 10 else 'tab10'].colors)
+    colour = {label: '0.4' if label == 'pixel' else next(colours) for label in labels}
+    first = {label: name for name, label in reversed(groups.items())}
+    return {name: dict(color=colour[label], label=label if first[label] == name else None) for name, label in groups.items()}
+
+def _lines_axes(styles) -> tuple:  # a figure and axes for such lines, and a function that writes the names
+    many = sum(style['label'] is not None for style in styles.values()) > 3
     fig = Figure(figsize=(5 + 2.5 * many, 3), layout='constrained')
     ax = fig.subplots()
-    if len(names) > 10: ax.set_prop_cycle(color=colormaps['tab20'].colors)
     return fig, ax, lambda: ax.legend(frameon=False, fontsize=8 if many else None, **dict(loc='center left', bbox_to_anchor=(1, 0.5)) if many else {})
 
 def plot_few_label(
     records: list,  # the few-label records of eval.json
+    groups: dict | None = None,  # representations that share a colour, to the name of their group; None: each has its own
 ) -> Figure:
     "Accuracy against labels per class, a line for each representation, one standard deviation as a band."
-    names = list(dict.fromkeys(r['representation'] for r in records))
-    fig, ax, write_names = _lines_axes(names)
+    styles = _line_styles(dict.fromkeys(r['representation'] for r in records), groups)
+    fig, ax, write_names = _lines_axes(styles)
     counts = list(dict.fromkeys(str(r['labels_per_class']) for r in records))
-    for name in names:
+    for name, style in styles.items():
         rows = [r for r in records if r['representation'] == name]
         x = [counts.index(str(r['labels_per_class'])) for r in rows]
         mean, sd = (100 * np.array([r[k] for r in rows]) for k in ('accuracy_mean', 'accuracy_sd'))
-        line, = ax.plot(x, mean, 'o--' if name == 'pixel' else 'o-', color='0.4' if name == 'pixel' else None, label=name)
-        ax.fill_between(x, mean - sd, mean + sd, alpha=0.15, color=line.get_color(), lw=0)
+        ax.plot(x, mean, 'o--' if name == 'pixel' else 'o-', **style)
+        if name not in (groups or {}): ax.fill_between(x, mean - sd, mean + sd, alpha=0.15, color=style['color'], lw=0)
     ax.set_xticks(range(len(counts)), counts)
     ax.set_xlabel('labels per class')
     ax.set_ylabel('test accuracy, %')
     write_names()
     return fig
 
-# %% ../nbs/10_plots.ipynb #6d448834
+# %% ../nbs/10_plots.ipynb #a5ffd87d
 def plot_learning(
     curves: dict,  # names to tables with the columns step and accuracy (a fraction), as `Judge` leaves them in health.csv
+    groups: dict | None = None,  # names that share a colour, to the name of their group; None: each has its own
 ) -> Figure:
     "Accuracy with ten labels a class, on training images that the classifier has not seen, along the runs."
-    fig, ax, write_names = _lines_axes(curves)
-    for name, table in curves.items(): ax.plot(table.step, 100 * table.accuracy, 'o-', ms=3, label=name)
+    styles = _line_styles(curves, groups)
+    fig, ax, write_names = _lines_axes(styles)
+    for name, table in curves.items(): ax.plot(table.step, 100 * table.accuracy, 'o-', ms=3, **styles[name])
     ax.set_xlabel('update')
     ax.set_ylabel('accuracy on ten labels, %')
     write_names()

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['published_labels', 'published', 'published_table', 'EvaluatedRun', 'read_runs', 'training_command', 'merge_results',
-           'markdown_table', 'as_html', 'runs_table', 'machines', 'records_table', 'seeds_table', 'section_figures',
-           'run_pictures', 'write_report', 'make_card', 'card_text', 'pack_model']
+           'markdown_table', 'as_html', 'runs_table', 'machines', 'records_table', 'group_seeds', 'seeds_table',
+           'section_figures', 'run_pictures', 'write_report', 'make_card', 'card_text', 'pack_model']
 
 # %% ../nbs/16_report.ipynb #27da6cf3
 import html
@@ -157,35 +157,42 @@ def records_table(
             rows += [dict(data=data, model=name, representation=f'{name}, published', labels_per_class=n, accuracy_mean=v / 100) for name, values in published.get('svhn' if data == 'svhn-extra' else data, {}).items() for n, v in zip(published_labels, values)]
     return pd.DataFrame(rows)
 
-# %% ../nbs/16_report.ipynb #2b977827
+# %% ../nbs/16_report.ipynb #fc51cd01
+def group_seeds(
+    runs: list,  # EvaluatedRuns on one data set
+) -> dict:  # names to lists of runs that differ only in their seed; runs without a twin are left out
+    "Put the runs of one command with several seeds together."
+    groups = {}
+    for run in runs: groups.setdefault(training_command(run.config | dict(seed=0, model=run.config['model'] | dict(seed=0))), []).append(run)
+    groups = [same for same in groups.values() if len({run.config['seed'] for run in same}) > 1]
+    models = [same[0].config['model']['name'] for same in groups]
+    return {f'{model if models.count(model) == 1 else same[0].title}, {len(same)} seeds': same for model, same in zip(models, groups)}
+
 def seeds_table(
     runs: list,  # EvaluatedRuns on one data set
 ) -> pd.DataFrame:  # empty where no model was trained with two seeds
     "Few-label accuracies over seeds, in per cent: a row for each command that was run with several."
-    groups = {}
-    for run in runs: groups.setdefault(training_command(run.config | dict(seed=0, model=run.config['model'] | dict(seed=0))), []).append(run)
     rows = {}
-    for same in groups.values():
-        if len({run.config['seed'] for run in same}) < 2: continue
+    for name, same in group_seeds(runs).items():
         values = {}
         for run in same:
             for r in run.result['few_label']:
                 if r['representation'] != 'pixel': values.setdefault(str(r['labels_per_class']), []).append(100 * r['accuracy_mean'])
-        rows[f'{same[0].config["model"]["name"]}, {len(same)} seeds'] = {n: f'{np.mean(v):.1f} ± {np.std(v, ddof=1):.1f}' for n, v in values.items()}
+        rows[name] = {n: f'{np.mean(v):.1f} ± {np.std(v, ddof=1):.1f}' for n, v in values.items()}
     return pd.DataFrame.from_dict(rows, orient='index').fillna('')
 
-# %% ../nbs/16_report.ipynb #ada95a72
+# %% ../nbs/16_report.ipynb #a7fde5b6
 def section_figures(
     runs: list,  # EvaluatedRuns on one data set
     merged: dict,  # their records, from `merge_results`
     root: str | Path | None = None,  # folder with downloaded data
 ) -> dict:  # parts, to file stems and figures
     "Learning curves, accuracies, and neighbours where the data can be read and all runs were asked for the same queries."
-    figures, records = {}, merged['neighbours']
+    figures, records, groups = {}, merged['neighbours'], {run.title: name for name, same in group_seeds(runs).items() for run in same}
     curves = {run.title: pd.read_csv(path) for run in runs if (path := run.folder / 'health.csv').is_file()}
     curves = {title: table for title, table in curves.items() if len(table) > 1 and table.accuracy.notna().any()}
-    if curves: figures['learning'] = {'learning': plot_learning(curves)}
-    if merged['few_label']: figures['few-label'] = {'few_label': plot_few_label(merged['few_label'])}
+    if curves: figures['learning'] = {'learning': plot_learning(curves, groups)}
+    if merged['few_label']: figures['few-label'] = {'few_label': plot_few_label(merged['few_label'], groups)}
     if not records or any(r['queries'] != records[0]['queries'] for r in records): return figures
     try: data = load_data(runs[0].result['data'], root, runs[0].config.get('image_size'), download=False)
     except (OSError, ValueError): return figures
