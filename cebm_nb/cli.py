@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['plain_errors', 'cebm_sample', 'parse_labels', 'cebm_eval', 'cebm_report', 'cebm_sweep', 'cebm_bench',
-           'reconstruction_pairs', 'draw_run', 'given_settings', 'cebm_train']
+           'reconstruction_pairs', 'draw_run', 'number_or_none', 'given_settings', 'cebm_train']
 
-# %% ../nbs/19_cli.ipynb #aadb872e
+# %% ../nbs/19_cli.ipynb #539d073b
+import argparse
+import inspect
 import os
 import sys
 from contextlib import contextmanager
@@ -184,36 +186,43 @@ def draw_run(
         test = load_data(run.config['data'], root, run.config['image_size']).test
         save_figure(plot_images(reconstruction_pairs(run.model, test), columns=10), run.folder / 'figures' / 'reconstructions.png')
 
-# %% ../nbs/19_cli.ipynb #10a412c3
+# %% ../nbs/19_cli.ipynb #0bf201e8
+def number_or_none(
+    text: str,  # what was typed
+) -> float | str:
+    "A number, or the word none; raises argparse.ArgumentTypeError on anything else."
+    try: return text if text == 'none' else float(text)
+    except ValueError: raise argparse.ArgumentTypeError(f'expected a number or none, got {text!r}') from None
+
 def given_settings(
     batch_size: int = None,  # images, and chains, in an update
     learning_rate: float = None,  # of Adam
     warmup: int = None,  # updates over which the learning rate rises
     schedule: str = None,  # of the learning rate after that: constant, or cosine (down to 2 % at the end of the budget)
-    grad_clip: float = None,  # largest norm of the gradient
+    grad_clip: number_or_none = None,  # largest norm of the gradient; none: no limit
     average: float = None,  # decay of the running average of weights
     rescues: int = None,  # how often a run that loses its way may go back and on more gently; 0: never
     instance_noise: float = None,  # BiGAN: sd of the noise on what the discriminator sees, at the beginning
     discriminator_rate: float = None,  # BiGAN: learning rate of the discriminator as a multiple of the other
     data_noise: float = None,  # energies, as all that follows: sd of the noise added to data
     energy_penalty: float = None,  # weight of the mean squared energies
-    max_gap: float = None,  # wait for the sampler while samples lie higher above data
+    max_gap: number_or_none = None,  # wait for the sampler while samples lie higher above data; none: never wait
     sgld_steps: int = None,  # SGLD steps in an update
     sgld_step_size: float = None,  # alpha, the gradient is multiplied by half of it
     sgld_noise: float = None,  # sd of the noise of a step
-    sgld_clamp: float = None,  # keep chains within [-c, c]
+    sgld_clamp: number_or_none = None,  # keep chains within [-c, c]; none: anywhere
     buffer_size: int = None,  # chains in the replay buffer
     buffer_start: int = None,  # chains in use at the beginning; the buffer grows from there
     restart_prob: float = None,  # probability that a chain starts anew
     burn_in: int = None,  # draws in which a chain that started anew does not count in the loss
-    chain_reach: float = None,  # a chain with a value beyond [-reach, reach] starts anew in any case
+    chain_reach: number_or_none = None,  # a chain with a value beyond [-reach, reach] starts anew in any case; none: only one that is not finite
 ) -> dict:
-    "The settings that are not None, by their names in the library; raises ValueError on an unknown schedule."
-    given = {k: v for k, v in locals().items() if v is not None}
-    if schedule: given['cosine'] = check_name('schedule', given.pop('schedule'), ['constant', 'cosine']) == 'cosine'
+    "The settings that are not None, by their names in the library, the word none as None; raises ValueError on an unknown schedule."
+    given = {k: None if v == 'none' else v for k, v in locals().items() if v is not None and k != 'schedule'}
+    if schedule: given['cosine'] = check_name('schedule', schedule, ['constant', 'cosine']) == 'cosine'
     return given
 
-# %% ../nbs/19_cli.ipynb #db998ce9
+# %% ../nbs/19_cli.ipynb #3732debc
 @call_parse
 @delegates(given_settings)
 def cebm_train(
@@ -243,11 +252,13 @@ def cebm_train(
     "Train a conjugate energy-based model, or one of its rivals, on images. Without arguments: a CEBM on 4,000 MNIST digits, three to four minutes on two cores. Ctrl-C ends a run cleanly."
     with plain_errors('cebm_train'):
         given, judges = given_settings(**kwargs), (Judge(judge_every),) if judge_every else ()
+        options = dict(latent_dim=latent_dim, components=components, learn_prior=learn_prior or None, encoder=encoder, generator=generator)
         if resume:
-            if given or out: raise ValueError(f'with --resume only a budget can be given, got {", ".join([*given, *["out"] * bool(out)])}')
+            fixed = options | dict(data=data, model=model, preset=preset, seed=seed, out=out, device=device, precision=precision, image_size=image_size, save_every=save_every)
+            usual = {name: p.default or None for name, p in inspect.signature(cebm_train).parameters.items()}
+            if changed := [*given, *(name for name, value in fixed.items() if (value or None) != usual[name])]: raise ValueError(f'with --resume only a budget can be given, got {", ".join(changed)}')
             run = resume_run(resume, root, minutes, epochs, steps, not quiet, judges)
         else:
-            options = dict(latent_dim=latent_dim, components=components, learn_prior=learn_prior or None, encoder=encoder, generator=generator)
             options = {k: v for k, v in options.items() if v is not None}
             run = train(model, data, preset, out, seed, minutes, epochs, steps, device, precision, root, image_size, options, not quiet, save_every, judges, **given)
         draw_run(run, device, root)

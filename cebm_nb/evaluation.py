@@ -8,7 +8,7 @@ __all__ = ['evaluation_parts', 'part_titles', 'Subject', 'Skipped', 'PartResult'
            'few_label_table', 'neighbour_table', 'ood_table', 'cluster_table', 'sample_table', 'conditional_table',
            'compare_with_pixels', 'evaluation_tables', 'Judge']
 
-# %% ../nbs/15_evaluation.ipynb #8975b24f
+# %% ../nbs/15_evaluation.ipynb #fe1c5b20
 import json
 import math
 import time
@@ -26,7 +26,7 @@ from torch import nn
 from .conditional import conditional_records
 from .data import ImageData
 from .detection import detection_records, detection_scores, outlier_sets, stranger_names
-from .models import Pixel, check_name, save_weights, write_atomically, write_json
+from .models import Pixel, check_name, load_weights, save_weights, write_atomically, write_json
 from .plots import plot_chain_energies, plot_confusion, plot_few_label, plot_images, plot_rows, plot_scores, save_figure
 from .representation import balanced_draw, component_record, encode_images, few_label, fit_classifier, kmeans_record, neighbour_record
 from .samples import chain_diagnostics, chain_paths, distance_records, frechet_distance, inception_features, sample_images, train_features
@@ -256,11 +256,11 @@ def conditional_table(result: dict) -> pd.DataFrame:
     for r in result['conditional']: rows.setdefault(f"{r['representation']}, {r['method']}", {})[r['task']] = '' if r['rmse'] is None else f"{r['rmse']:.3f}"
     return pd.DataFrame.from_dict(rows, orient='index').fillna('')
 
-# %% ../nbs/15_evaluation.ipynb #2a632e72
+# %% ../nbs/15_evaluation.ipynb #5025b453
 def compare_with_pixels(
     result: dict,  # what `evaluate` returns
 ) -> str:
-    "One sentence: at how many labels a representation stands above the pixels, where it does not, and where two standard errors do not decide: of the paired differences between draws, or, with a single draw, of two proportions of the test images."
+    "One sentence: at how many labels a representation stands above the pixels, where it does not, and where two standard errors do not decide: of the paired differences between draws (on these test images), or, with a single draw, of two proportions of the test images."
     rows = {(r['representation'], r['labels_per_class']): np.array(r['accuracies']) for r in result['few_label']}
     name = next((who for who, _ in rows if who != 'pixel'), None)
     if not name: return ''
@@ -285,7 +285,7 @@ def evaluation_tables(
     tables = {part: make(result) for part, make in makers.items() if result.get(part_key(part))}
     return {part: table for part, table in tables.items() if len(table)}
 
-# %% ../nbs/15_evaluation.ipynb #8d7eb364
+# %% ../nbs/15_evaluation.ipynb #8412238c
 class Judge:
     "A callback of `train` that measures a run at intervals, into `health.csv`, and keeps the best model in `best.safetensors`."
 
@@ -302,8 +302,8 @@ class Judge:
         if self.rows is None: self._begin(trainer)
         self.rows = [row for row in self.rows if row['step'] < trainer.step]  # a rescue may have gone back
         row = dict(step=trainer.step) | self.measure(trainer)
-        best = max((self.score(r) for r in self.rows if r['well']), default=-math.inf)
-        if row['well'] and self.score(row) > best:
+        if row['well'] and self.score(row) > self.best:
+            self.best = self.score(row)
             save_weights(trainer.folder / 'best.safetensors', trainer.average.state_dict(), dict(model=getattr(trainer.model, 'config', None)) | row)
         self.rows.append(row)
         write_atomically(trainer.folder / 'health.csv', lambda p: pd.DataFrame(self.rows).to_csv(p, index=False))
@@ -311,6 +311,8 @@ class Judge:
     def _begin(self, trainer):
         path = trainer.folder / 'health.csv'
         self.rows = pd.read_csv(path).to_dict('records') if path.is_file() else []  # of a run that goes on
+        try: self.best = self.score(load_weights(path.with_name('best.safetensors'))[1])  # also where a rescue went back behind it
+        except (FileNotFoundError, ValueError, KeyError): self.best = -math.inf
         some = trainer.images.subset(torch.randperm(len(trainer.images), generator=torch.Generator().manual_seed(0))[:self.images])
         self.halves = [some.subset(slice(i, None, 2)) for i in (0, 1)]
         if trainer.held_out is not None: self.halves[1] = trainer.held_out.subset(slice(self.images // 2)).to(trainer.device)

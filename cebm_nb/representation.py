@@ -44,25 +44,26 @@ def encode_images(
     if not np.isfinite(features).all(): raise ValueError('the model gives representations that are not finite; it has diverged')
     return features
 
-# %% ../nbs/11_representation.ipynb #5462b817
+# %% ../nbs/11_representation.ipynb #b57f6c19
 def fit_classifier(
     features: np.ndarray,  # (n, D)
     labels: np.ndarray,  # (n,)
     inverse_penalty: float = 1.,  # scikit-learn's C: the smaller, the smaller the weights
-    max_iter: int = 1000,  # iterations of L-BFGS before the fit is begun again with four times as many
+    max_iter: int = 1000,  # iterations of L-BFGS before the fit is begun again with three times as many
     attempts: int = 3,  # how often
 ) -> tuple:  # the fitted LogisticRegression, and whether it converged
     "Multinomial logistic regression with an L2 penalty, fitted in float64 until it converges."
     features = np.asarray(features, np.float64)
     weights = features.shape[1] * len(np.unique(labels))
     solver = 'newton-cholesky' if weights <= 2000 and len(features) > 10 * weights else 'lbfgs'
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', ConvergenceWarning)  # told by the second value
-        for attempt in range(attempts):
-            limit = max_iter * 4**attempt
+    for attempt in range(attempts):
+        limit = max_iter * 3**attempt
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter('always', ConvergenceWarning)
             classifier = LogisticRegression(C=inverse_penalty, solver=solver, max_iter=limit).fit(features, labels)
-            if classifier.n_iter_.max() < limit: return classifier, True
-    return classifier, False
+        converged = not any(issubclass(warning.category, ConvergenceWarning) for warning in told)
+        if converged or classifier.n_iter_.max() < limit: break  # more iterations would not help
+    return classifier, converged
 
 # %% ../nbs/11_representation.ipynb #2513b5f5
 inverse_penalties = (0.01, 0.1, 1., 10., 100.)

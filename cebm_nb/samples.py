@@ -270,7 +270,7 @@ def inception_features() -> InceptionFeatures | None:
     except ImportError: return None
     except (RuntimeError, UnpicklingError, EOFError) as error: raise ValueError(f'{inception_file()} does not hold the weights of Inception ({str(error).splitlines()[0]}); remove it') from None
 
-# %% ../nbs/13_samples.ipynb #35d87fc0
+# %% ../nbs/13_samples.ipynb #5f927829
 def real_halves(
     data: ImageData,
     most: int = 250,  # images in a half
@@ -296,7 +296,7 @@ def distance_records(
     data: ImageData,
     net: FeatureNet,  # the judge
     name: str = 'model',  # what to call the model in the records
-    most: int = 250,  # images in a half; more samples than that are left out
+    most: int = 250,  # images in a half; more samples than a half has images are left out
     inception: nn.Module | None = None,  # a second judge, whose distances get the keys frechet_inception and kernel_inception
 ) -> list:  # records with representation, images, number, frechet, kernel; the floor and the ceiling first
     "Distances of samples to held-out images, with the distance of two halves of those as the floor."
