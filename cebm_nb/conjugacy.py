@@ -15,11 +15,13 @@ from torch.distributions import Categorical, Distribution, MixtureSameFamily
 
 from .families import ExponentialFamily, Gaussian
 
-# %% ../nbs/01_conjugacy.ipynb #42b0f8c5
+# %% ../nbs/01_conjugacy.ipynb #26467558
 class Prior(nn.Module):
     """The bias p(z | lambda) of a conjugate energy-based model, and everything that follows from adding t(x) to it.
 
     `t` has the shape (B, *family.natural_shape) throughout. Wu et al. 2021, https://arxiv.org/abs/2106.13798, section 3."""
+
+    _axes = ()  # in front of the natural parameters
 
     def __init__(self,
         family: ExponentialFamily,  # the family of z
@@ -28,8 +30,8 @@ class Prior(nn.Module):
     ):
         super().__init__()
         natural = family.standard() if natural is None else natural
-        if natural.shape[-len(family.natural_shape):] != family.natural_shape:
-            raise ValueError(f'natural must have the shape {family.natural_shape}, got {tuple(natural.shape)}')
+        if natural.dim() != len(self._axes) + len(family.natural_shape) or natural.shape[len(self._axes):] != family.natural_shape:
+            raise ValueError(f'natural must have the shape ({", ".join(map(str, (*self._axes, *family.natural_shape)))}), got {tuple(natural.shape)}')
         if not family.log_normalizer(natural).isfinite().all():
             raise ValueError('natural lies outside the natural domain: its log-normaliser is not finite')
         self.family, self.learn = family, learn
@@ -81,19 +83,19 @@ def components_of(self: Prior, suff_stats: Tensor) -> Tensor:
     "p(component k | z) from eta(z), `(B, *family.natural_shape)`; there is one component here: -> (B, 1)."
     return torch.ones_like(suff_stats[(...,) + (0,) * len(self.family.natural_shape)])[..., None]
 
-# %% ../nbs/01_conjugacy.ipynb #d271b7fa
+# %% ../nbs/01_conjugacy.ipynb #8d3a64da
 class MixturePrior(Prior):
     """A mixture bias with K components of equal weight, all sharing t(x); natural parameters `(K, *family.natural_shape)`.
 
     Wu et al. 2021, https://arxiv.org/abs/2106.13798, section 3.3: p(y=k | x) is proportional to exp(A(lambda_k + t(x)) - A(lambda_k))."""
+
+    _axes = ('components',)
 
     def __init__(self,
         family: ExponentialFamily,  # the family of z within each component
         natural: Tensor,  # lambda_k, of shape (K, *family.natural_shape)
         learn: bool = False,  # train the lambda_k together with the network; the weights stay 1/K
     ):
-        if natural.dim() != 1 + len(family.natural_shape):
-            raise ValueError(f'natural must have the shape (components, {", ".join(map(str, family.natural_shape))}), got {tuple(natural.shape)}')
         super().__init__(family, natural, learn)
         self.components = len(natural)
 

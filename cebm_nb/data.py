@@ -6,12 +6,12 @@
 __all__ = ['debian_fashion_mnist', 'image_extensions', 'data_names', 'ImageSet', 'ImageData', 'random_patches', 'data_folder',
            'check_data_name', 'file_name', 'load_data']
 
-# %% ../nbs/04_data.ipynb #1f5fc995
+# %% ../nbs/04_data.ipynb #90435013
 import gzip
 import math
 import os
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from urllib.error import URLError
@@ -91,7 +91,7 @@ def map(self: ImageSet,
     "What a function gives for all images, computed in batches."
     return torch.cat([function(self.serve(slice(i, i + batch_size), value_range, device)).detach().cpu() for i in range(0, len(self), batch_size)])
 
-# %% ../nbs/04_data.ipynb #74089a27
+# %% ../nbs/04_data.ipynb #663e9fe1
 @dataclass
 class ImageData:
     "A named data set with `train` and `test` (`ImageSet`s of one image shape) and the names of the classes."
@@ -99,6 +99,7 @@ class ImageData:
     train: ImageSet  # what models may learn from
     test: ImageSet  # used once, at the end
     class_names: list | None = None  # a name for each label, or None without labels
+    validation: bool = False  # whether `test` is a part that was kept from training, to choose settings by
 
     def __post_init__(self):
         if self.train.images.shape[1:] != self.test.images.shape[1:]:
@@ -110,13 +111,13 @@ class ImageData:
     @property
     def held_out(self) -> ImageSet | None:
         "What `validation_split` kept from training, None in other data sets."
-        return self.test if self.name.endswith('/validation') else None
+        return self.test if self.validation else None
 
     def validation_split(self,
         fraction: float = 0.1,  # part of the training set that is held out
     ) -> 'ImageData':
         "The training set in two, always at the same place: `train` to fit on, `test` to choose settings by."
-        return _split(f'{self.name}/validation', self.train, fraction, self.class_names)
+        return replace(_split(f'{self.name}/validation', self.train, fraction, self.class_names), validation=True)
 
     def __repr__(self):
         c, h, w = self.in_shape
@@ -190,21 +191,21 @@ def _debian(folder: Path) -> tuple:
     parts = [ImageSet.from_array(_read_idx(folder / f'{p}-images-idx3-ubyte.gz'), _read_idx(folder / f'{p}-labels-idx1-ubyte.gz')) for p in ('train', 't10k')]
     return tuple(parts)
 
-# %% ../nbs/04_data.ipynb #842bc723
-def _torchvision(name, root, make, download):
-    "Train and test parts made by `make(datasets, part, download)` with torchvision's datasets; from the folder if they are there, else, if that is allowed, downloaded."
+# %% ../nbs/04_data.ipynb #9b771225
+def _torchvision(name, root, make, download, parts=('train', 'test')):
+    "Parts of a data set, made by `make(datasets, part, download)` with torchvision's datasets; from the folder if they are there, else, if that is allowed, downloaded."
     from torchvision import datasets  # more than a second, and most sets do without
-    try: return tuple(make(datasets, part, False) for part in ('train', 'test'))
+    try: return tuple(make(datasets, part, False) for part in parts)
     except RuntimeError: pass  # torchvision's word for files that are missing or do not match their checksum
     if not download: raise FileNotFoundError(f'{name} is not in {root}')
-    try: return tuple(make(datasets, part, True) for part in ('train', 'test'))
+    try: return tuple(make(datasets, part, True) for part in parts)
     except (URLError, OSError, RuntimeError) as error:
         hint = ' (on Debian and Ubuntu: apt install dataset-fashion-mnist)' if name == 'fashion-mnist' else ''
         raise ConnectionError(f'{name} could not be downloaded: {str(error).splitlines()[0] if str(error) else type(error).__name__}; on a machine with a network run '
             f"python -c \"from cebm_nb.data import load_data; load_data('{name}', root='data')\", "
             f'copy its folder data here and pass root (--root){hint}') from None
 
-# %% ../nbs/04_data.ipynb #ed0b92fd
+# %% ../nbs/04_data.ipynb #f8c62ba5
 def _fashion_mnist(root, download):
     if debian_fashion_mnist.is_dir(): parts = _debian(debian_fashion_mnist)
     else: parts = _mnist_like('fashion-mnist', 'FashionMNIST', root, download)
@@ -228,15 +229,21 @@ def _svhn(root, download, extra=False):
     folder, name = root / 'svhn', 'svhn-extra' if extra else 'svhn'
     train, test = (ImageSet.from_array(p.data, p.labels) for p in _torchvision(name, root, lambda datasets, part, fetch: datasets.SVHN(str(folder), part, download=fetch), download))
     if extra:
-        more, _ = _torchvision(name, root, lambda datasets, part, fetch: datasets.SVHN(str(folder), 'extra', download=fetch), download)
+        more, = _torchvision(name, root, lambda datasets, part, fetch: datasets.SVHN(str(folder), part, download=fetch), download, ['extra'])
         train = ImageSet(torch.cat([train.images, torch.from_numpy(more.data)]), torch.cat([train.labels, torch.from_numpy(more.labels).long()]))
     return ImageData(name, train, test, [str(i) for i in range(10)])
 
-# %% ../nbs/04_data.ipynb #b9e99f34
+# %% ../nbs/04_data.ipynb #b8e4ed0a
+def _as_bytes(image):  # grey or RGB; Pillow itself would cut off what is above 255
+    if image.mode == 'F': raise ValueError('it holds floats; save it with 8 or 16 bits')
+    if not image.mode.startswith('I'): return image.convert('L' if image.mode in ('1', 'L', 'LA') else 'RGB')
+    values = np.asarray(image)
+    if values.min() < 0 or values.max() > 65535: raise ValueError('its values are not those of 16 bits')
+    return Image.fromarray((values / 257).round().astype(np.uint8))
+
 def _read_image(path: Path, size):
     try:
-        with Image.open(path) as image:
-            image = image.convert('L' if image.mode in ('1', 'L', 'I;16', 'I') else 'RGB')
+        with Image.open(path) as image: image = _as_bytes(image)
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error: raise ValueError(f'{path} cannot be read as an image ({error}); repair or remove it') from None
     if size:
         side = min(image.size)
@@ -301,7 +308,7 @@ def file_name(name: str) -> str:
     "A data set's name as a part of file names: the folder's own name for folder:PATH, and dashes for slashes."
     return Path(name[len('folder:'):]).name or 'folder' if name.startswith('folder:') else name.replace('/', '-')
 
-# %% ../nbs/04_data.ipynb #515f6835
+# %% ../nbs/04_data.ipynb #a360ae4f
 def load_data(
     name: str = 'mnist-5k',  # one of `data_names`, 'NAME/validation' for its `validation_split`, or 'folder:PATH'
     root: str | Path | None = None,  # where downloads are kept; `data_folder()` by default
@@ -313,7 +320,9 @@ def load_data(
     if image_size is not None:
         if not folder: raise ValueError(f"image_size is for 'folder:PATH' only, {name} has images of one size")
         if not isinstance(image_size, int) or not 8 <= image_size <= 64: raise ValueError(f'image_size must be from 8 to 64, got {image_size}')
-    if folder: return _folder(Path(str(name)[len('folder:'):]).expanduser(), image_size)
-    whole = name.removesuffix('/validation')
-    data = _loaders[whole](Path(root) if root else data_folder(), download)
+    whole = str(name).removesuffix('/validation')
+    if folder:
+        if Path(str(name)[len('folder:'):]).expanduser().is_dir(): whole = str(name)
+        data = _folder(Path(whole[len('folder:'):]).expanduser(), image_size)
+    else: data = _loaders[whole](Path(root) if root else data_folder(), download)
     return data if whole == name else data.validation_split()

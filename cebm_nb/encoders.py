@@ -11,7 +11,7 @@ from operator import index
 import torch
 from torch import Tensor, nn
 
-# %% ../nbs/02_encoders.ipynb #09c7e664
+# %% ../nbs/02_encoders.ipynb #f5aea13d
 def check_in_shape(
     in_shape: tuple,  # (channels, height, width) of an image, or (features,) of a vector
 ) -> tuple:
@@ -20,8 +20,8 @@ def check_in_shape(
     except TypeError: shape = in_shape
     if isinstance(shape, tuple) and len(shape) == 1 and shape[0] >= 1: return shape
     if isinstance(shape, tuple) and len(shape) == 3 and shape[0] in (1, 3) and all(8 <= n <= 64 for n in shape[1:]): return shape
-    raise ValueError(f'in_shape must be (channels, height, width) with 1 or 3 channels and sides from 8 to 64, or (features,), got {shape}; '
-                     'resize larger images')
+    large = isinstance(shape, tuple) and len(shape) == 3 and max(shape[1:]) > 64
+    raise ValueError(f'in_shape must be (channels, height, width) with 1 or 3 channels and sides from 8 to 64, or (features,), got {shape}' + '; resize larger images' * large)
 
 # %% ../nbs/02_encoders.ipynb #09a1c938
 class Encoder(nn.Module):
@@ -48,7 +48,7 @@ class Encoder(nn.Module):
         if x.shape[1:] != self.in_shape: raise ValueError(f'inputs must have the shape (B, {", ".join(map(str, self.in_shape))}), got {tuple(x.shape)}')
         return self.net(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x)
 
-# %% ../nbs/02_encoders.ipynb #88885252
+# %% ../nbs/02_encoders.ipynb #ace4c724
 activations = dict(silu=nn.SiLU, relu=nn.ReLU, leaky=lambda: nn.LeakyReLU(0.2))
 
 class ConvEncoder(Encoder):
@@ -69,9 +69,10 @@ class ConvEncoder(Encoder):
         super().__init__(in_shape, out_features)
         if len(self.in_shape) != 3: raise ValueError(f'ConvEncoder needs images (channels, height, width), got in_shape {self.in_shape}; use MLPEncoder')
         if activation not in activations: raise ValueError(f'activation must be one of {", ".join(activations)}, got {activation!r}')
+        if not len(channels) == len(kernels) == len(strides): raise ValueError(f'channels, kernels and strides must have one number for each convolution, got {len(channels)}, {len(kernels)} and {len(strides)}')
         def then(normalise, drop): return [*[normalise] * batch_norm, activations[activation](), *[drop(dropout)] * (dropout > 0)]
         layers, width = [], self.in_shape[0]
-        for c, k, s in zip(channels, kernels, strides, strict=True):
+        for c, k, s in zip(channels, kernels, strides):
             layers += [nn.Conv2d(width, c, k, s, padding=1), *then(nn.BatchNorm2d(c), nn.Dropout2d)]
             width = c
         if hidden: layers.append(nn.Flatten())

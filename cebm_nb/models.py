@@ -29,7 +29,7 @@ from .conjugacy import MixturePrior, Prior
 from .encoders import ConvEncoder, Encoder, MLPEncoder, ResidualEncoder, check_in_shape
 from .families import Gaussian
 
-# %% ../nbs/03_models.ipynb #3f6fe0ee
+# %% ../nbs/03_models.ipynb #13dc00ee
 def check_name(
     kind: str,  # what is named, for the message
     name: str,  # what was given
@@ -38,7 +38,7 @@ def check_name(
     "`name` itself if it is known; raises ValueError with the nearest known name otherwise."
     if name in known: return name
     near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.4)
-    raise ValueError(f'unknown {kind} {str(name)!r}' + (f', did you mean {near[0]!r}' if near else '') + f'? Known: {", ".join(known)}')
+    raise ValueError(f'unknown {kind} {str(name)!r}' + (f', did you mean {near[0]!r}?' if near else '.') + f' Known: {", ".join(known)}')
 
 # %% ../nbs/03_models.ipynb #3a62a29c
 encoder_classes = dict(conv=ConvEncoder, residual=ResidualEncoder, mlp=MLPEncoder)
@@ -236,7 +236,7 @@ class Pixel(nn.Module):
         "What `create_model` makes of the name; there are no latent dimensions to choose."
         return cls(in_shape)
 
-# %% ../nbs/03_models.ipynb #9c5cc7fe
+# %% ../nbs/03_models.ipynb #cf073e03
 model_classes = {'cebm': 'models.CEBM', 'gmm-cebm': 'models.CEBM', 'igebm': 'models.IGEBM', 'vae': 'vae.VAE', 'gmm-vae': 'vae.VAE',
                  'bigan': 'bigan.BiGAN', 'gmm-bigan': 'bigan.BiGAN', 'pixel': 'models.Pixel'}
 model_names = list(model_classes)
@@ -263,6 +263,7 @@ def create_model(
         if value is None: continue
         if not isinstance(value, int) or isinstance(value, bool): raise ValueError(f'{option} must be a whole number, got {value!r}')
         if abs(value) > most: raise ValueError(f'{option} must be at most {most}, got {value}')
+    if not name.startswith('gmm-') and options.get('components') not in (None, defaults.get('components')): raise ValueError(f'components are those of a mixture, and {name} has one; take gmm-{name}')
     options = defaults | {k: v for k, v in options.items() if v is not None}
     in_shape = check_in_shape(in_shape)
     with torch.random.fork_rng(devices=[]):
@@ -399,7 +400,7 @@ def _pretrained(name) -> Path:
     if Path(name).suffix == '.safetensors': return Path(name)
     return pretrained_folder / f'{check_name("trained model", str(name), pretrained_names())}.safetensors'
 
-# %% ../nbs/03_models.ipynb #880ac930
+# %% ../nbs/03_models.ipynb #d9f7469a
 def load_model(
     name: str | Path,  # a run folder with config.json and model.safetensors; a .safetensors file of `pack_model`; or one of `pretrained_names`
     device: str | torch.device = 'cpu',  # where the model goes
@@ -409,6 +410,7 @@ def load_model(
     file = dict(last='model.safetensors', best='best.safetensors')[check_name('model of a run', which, ['last', 'best'])]
     folder = Path(name)
     if not folder.is_dir() and (folder.suffix == '.safetensors' or str(name) in pretrained_names()): return model_from_file(_pretrained(name))[0].to(device).eval()
+    if not folder.is_dir() and (near := difflib.get_close_matches(str(name), pretrained_names(), n=1, cutoff=0.8)): raise FileNotFoundError(f'no run folder {str(name)!r}; did you mean {near[0]!r}, which comes with this package?')
     config, path = read_config(folder), folder / file
     model = model_from_config(config['model'], folder / 'config.json')
     if not path.is_file(): raise FileNotFoundError(f'{str(folder)!r} has no {file}; the run did not get as far as saving one')

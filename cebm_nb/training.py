@@ -298,7 +298,7 @@ def train(
         write_json(folder / 'config.json', config)
         return _fit(trainer, budget, folder, config, progress, callbacks)
 
-# %% ../nbs/07_training.ipynb #cf31f362
+# %% ../nbs/07_training.ipynb #af0cadd8
 def _fit(trainer, budget, folder, config, progress, callbacks=()) -> Run:
     saver, bar = _Saver(folder, config, config.get('save_every', 60.)), _Progress(progress)
     watch, trainer.folder = (_watch,) if trainer.settings.rescues else (), folder  # callbacks find it there
@@ -324,13 +324,15 @@ def _rescue_or_give_up(trainer, saver, folder, error):
     most, path = trainer.settings.rescues, saver.checkpoints.path('healthy')
     if len(trainer.rescues) < most:
         tqdm.write(rescue(trainer, path, str(error)))
+        trainer.refresh_average()
         return saver.save(trainer)
     if most:
         rescues = trainer.rescues
         load_checkpoint(trainer, path)  # the healthy model is what stays
         trainer.rescues = rescues
+        trainer.refresh_average()
     saver.save(trainer, 'diverged') if most else saver.record(trainer, 'diverged')
-    done = f'{most} rescues are used up, the healthy model of update {trainer.step} is' if most else '--rescues is 0, what was healthy is'
+    done = f'{most} rescues are used up, the healthy model of update {trainer.step} is' if most else '--rescues is 0, the last model that was saved is'
     cure = ' or '.join(f'{"a lower" if name == "learning_rate" else "more"} --{name}' for name in trainer.gentler(False))
     raise DivergenceError(f'{error}; {done} in {str(folder)!r}. Try {cure}') from None
 

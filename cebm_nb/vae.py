@@ -52,7 +52,7 @@ def fitting_kernels(
     sides = plan_sides(side, strides)
     return [out + 2 * padding_from(n) - (n - 1) * s for n, out, s in zip(sides, sides[1:], strides)]
 
-# %% ../nbs/08_vae.ipynb #2e442044
+# %% ../nbs/08_vae.ipynb #95e0ec34
 class ConvDecoder(nn.Module):
     "Transposed convolutions from latents (B, latent_dim) to `(B, *out_shape)`; raises ValueError if they do not end at that size."
 
@@ -68,9 +68,10 @@ class ConvDecoder(nn.Module):
         super().__init__()
         if len(out_shape) != 3: raise ValueError(f'ConvDecoder makes images (channels, height, width), got out_shape {tuple(out_shape)}')
         if len(channels) + 1 != len(strides): raise ValueError(f'channels must be one fewer than strides, got {len(channels)} and {len(strides)}')
+        if kernels is not None and len(kernels) != len(strides): raise ValueError(f'kernels must be as many as strides, got {len(kernels)} and {len(strides)}')
         kernels = list(zip(*(fitting_kernels(n, strides) for n in out_shape[1:]))) if kernels is None else kernels
         layers, width, sides = [], latent_dim, (1, 1)
-        for c, k, s in zip([*channels, out_shape[0]], kernels, strides, strict=True):
+        for c, k, s in zip([*channels, out_shape[0]], kernels, strides):
             padding = tuple(padding_from(n) for n in sides)
             sides = tuple((n - 1) * s - 2 * p + m for n, p, m in zip(sides, padding, k))
             if min(sides) < 1: raise ValueError(f'kernel {tuple(k)} leaves nothing of the image; leave kernels at None to have them chosen')
