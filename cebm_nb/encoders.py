@@ -11,7 +11,7 @@ from operator import index
 import torch
 from torch import Tensor, nn
 
-# %% ../nbs/02_encoders.ipynb #f5aea13d
+# %% ../nbs/02_encoders.ipynb #8c7a7f46
 def check_in_shape(
     in_shape: tuple,  # (channels, height, width) of an image, or (features,) of a vector
 ) -> tuple:
@@ -19,8 +19,8 @@ def check_in_shape(
     try: shape = tuple(index(n) for n in in_shape)
     except TypeError: shape = in_shape
     if isinstance(shape, tuple) and len(shape) == 1 and shape[0] >= 1: return shape
-    if isinstance(shape, tuple) and len(shape) == 3 and shape[0] in (1, 3) and all(8 <= n <= 64 for n in shape[1:]): return shape
-    large = isinstance(shape, tuple) and len(shape) == 3 and max(shape[1:]) > 64
+    if isinstance(shape, tuple) and len(shape) == 3 and shape[0] in (1, 3) and all(isinstance(n, int) and 8 <= n <= 64 for n in shape[1:]): return shape
+    large = isinstance(shape, tuple) and len(shape) == 3 and any(isinstance(n, int) and n > 64 for n in shape[1:])
     raise ValueError(f'in_shape must be (channels, height, width) with 1 or 3 channels and sides from 8 to 64, or (features,), got {shape}' + '; resize larger images' * large)
 
 # %% ../nbs/02_encoders.ipynb #09a1c938

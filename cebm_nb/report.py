@@ -77,13 +77,14 @@ def read_runs(
     if len({(run.title, run.result['data']) for run in runs}) < len(runs): raise ValueError(f'runs must be different folders with different names, got {", ".join(str(run.folder) for run in runs)}')
     return runs
 
-# %% ../nbs/16_report.ipynb #515ecaca
+# %% ../nbs/16_report.ipynb #cad8dd1a
 def command_line(
     program: str,
     words: dict,  # options and their values; True for one without a value
 ) -> str:
-    "A command as one types it."
-    return ' '.join([program, *(f'--{k}' if v is True else f'--{k} {"none" if v is None else shlex.quote(str(v))}' for k, v in words.items())])
+    "A command as one types it; what cannot be typed, `encoder_options`, stands behind it as a comment."
+    typed = [f'--{k}' if v is True else f'--{k} {"none" if v is None else shlex.quote(str(v))}' for k, v in words.items() if k != 'encoder_options']
+    return ' '.join([program, *typed]) + (f'  # encoder_options={words["encoder_options"]}' if words.get('encoder_options') else '')
 
 def training_command(
     config: dict,  # what config.json of a run holds
@@ -100,8 +101,8 @@ def training_command(
     changed = {k: v for k, v in settings.items() if v != usual[k] and k != 'epochs'}
     if 'cosine' in changed: changed['schedule'] = 'cosine' if changed.pop('cosine') else 'constant'
     defaults = {p.name: p.default for p in inspect.signature(model_class(model['name']).create).parameters.values()}
-    options = {k: v for k, v in model.items() if k not in ('name', 'in_shape', 'seed', 'encoder_options') and v != defaults.get(k)}
-    return command_line('cebm_train', words | options | changed) + (f'  # encoder_options={model["encoder_options"]}' if model.get('encoder_options') else '')
+    options = {k: v for k, v in model.items() if k not in ('name', 'in_shape', 'seed') and v != defaults.get(k)}
+    return command_line('cebm_train', words | options | changed)
 
 # %% ../nbs/16_report.ipynb #6661b0fc
 _floors = ('pixel', 'real', 'noise')

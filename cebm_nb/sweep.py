@@ -110,16 +110,16 @@ def read_grid(
     except (yaml.YAMLError, ValueError, TypeError) as error: raise ValueError(f'{path}: {" ".join(str(error).split())}') from None
     return grid
 
-# %% ../nbs/18_sweep.ipynb #1c6a8546
+# %% ../nbs/18_sweep.ipynb #4e3aff8c
 def row_command(
     row: Row,
     out: str,  # folder of the sweep
 ) -> str:
     "The `cebm_train` command that does what a row of a grid does."
     settings, options = (row.parameters.get(word, {}) for word in ('settings', 'model_options'))
-    words = {k: v for k, v in (row.parameters | options).items() if k not in ('settings', 'model_options', 'encoder_options') and v is not None and v is not False} | settings
+    words = {k: v for k, v in (row.parameters | options).items() if k not in ('settings', 'model_options') and v is not None and v is not False} | settings
     if 'cosine' in words: words['schedule'] = 'cosine' if words.pop('cosine') else 'constant'
-    return command_line('cebm_train', words | dict(out=f'{out}/{row.name}')) + (f'  # encoder_options={options["encoder_options"]}' if options.get('encoder_options') else '')
+    return command_line('cebm_train', words | dict(out=f'{out}/{row.name}'))
 
 # %% ../nbs/18_sweep.ipynb #5367753f
 def _json(path) -> dict:
