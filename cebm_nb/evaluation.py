@@ -256,19 +256,20 @@ def conditional_table(result: dict) -> pd.DataFrame:
     for r in result['conditional']: rows.setdefault(f"{r['representation']}, {r['method']}", {})[r['task']] = '' if r['rmse'] is None else f"{r['rmse']:.3f}"
     return pd.DataFrame.from_dict(rows, orient='index').fillna('')
 
-# %% ../nbs/15_evaluation.ipynb #5025b453
+# %% ../nbs/15_evaluation.ipynb #3aafe377
 def compare_with_pixels(
     result: dict,  # what `evaluate` returns
 ) -> str:
-    "One sentence: at how many labels a representation stands above the pixels, where it does not, and where two standard errors do not decide: of the paired differences between draws (on these test images), or, with a single draw, of two proportions of the test images."
+    "One sentence: at how many labels a representation stands above the pixels, where it does not, and where two standard errors do not decide; the variance is that of the mean paired difference between draws plus that of two proportions of the test images, as if they were not the same, which errs towards level."
     rows = {(r['representation'], r['labels_per_class']): np.array(r['accuracies']) for r in result['few_label']}
     name = next((who for who, _ in rows if who != 'pixel'), None)
     if not name: return ''
     verdicts = {'above': [], 'BELOW': [], 'level with': []}
     for n in [n for who, n in rows if who == name]:
         difference = rows[name, n] - rows['pixel', n]                          # the same labelled images in both
-        if len(difference) > 1: doubt = 2 * difference.std(ddof=1) / len(difference) ** 0.5
-        else: doubt = 2 * sum(float(p) * (1 - float(p)) for p in (*rows[name, n], *rows['pixel', n])) ** 0.5 / result['test_images'] ** 0.5
+        draws = difference.var(ddof=1) / len(difference) if len(difference) > 1 else 0
+        images = sum(p * (1 - p) for p in (rows[name, n].mean(), rows['pixel', n].mean())) / result['test_images']
+        doubt = 2 * (draws + images) ** 0.5
         verdicts['above' if difference.mean() > doubt else 'BELOW' if difference.mean() < -doubt else 'level with'].append(str(n))
     return f'{name} stands ' + '; '.join(f'{verdict} the pixels at {", ".join(numbers)}' for verdict, numbers in verdicts.items() if numbers) + ' labels per class.'
 
