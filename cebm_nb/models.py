@@ -6,7 +6,8 @@
 __all__ = ['encoder_classes', 'model_classes', 'model_names', 'file_format', 'pretrained_folder', 'check_name', 'make_encoder',
            'widen', 'check_images', 'check_inputs', 'check_latents', 'CEBM', 'IGEBM', 'Pixel', 'model_class',
            'create_model', 'write_atomically', 'write_json', 'checksum', 'save_weights', 'load_weights', 'read_config',
-           'model_from_config', 'load_tensors', 'pretrained_names', 'model_from_file', 'read_card', 'load_model']
+           'model_from_config', 'check_tensors', 'load_tensors', 'pretrained_names', 'model_from_file', 'read_card',
+           'load_model']
 
 # %% ../nbs/03_models.ipynb #b07b5d71
 import difflib
@@ -339,7 +340,7 @@ def load_weights(
 
 def _first_line(error): return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
-# %% ../nbs/03_models.ipynb #030cc6fc
+# %% ../nbs/03_models.ipynb #ba039d25
 def read_config(
     folder: Path,  # a run folder
 ) -> dict:
@@ -361,16 +362,24 @@ def model_from_config(
     try: return create_model(described.pop('name'), described.pop('in_shape'), **described)
     except (KeyError, TypeError, ValueError) as error: raise ValueError(f'{path} does not describe a model: {_first_line(error)}') from None
 
+def check_tensors(
+    model: nn.Module,  # whose weights and buffers they are to be
+    tensors: dict,  # its state, by name
+    path: Path,  # the file they come from, for the message
+):
+    "Raises ValueError where names, shapes or types of tensors are not those of a model."
+    wanted = model.state_dict()
+    for name in [*wanted, *tensors]:
+        have, want = (f'{tuple(s[name].shape)} {s[name].dtype}' if name in s else 'none' for s in (tensors, wanted))
+        if have != want: raise ValueError(f'{path} does not hold this model: {name} should be {want}, it has {have}')
+
 def load_tensors(
     model: nn.Module,  # whose weights and buffers are set
     tensors: dict,  # its state, by name
     path: Path,  # the file they come from, for the message
 ):
     "Put tensors into a model; raises ValueError, before any is changed, where names, shapes or types differ."
-    wanted = model.state_dict()
-    for name in [*wanted, *tensors]:
-        have, want = (f'{tuple(s[name].shape)} {s[name].dtype}' if name in s else 'none' for s in (tensors, wanted))
-        if have != want: raise ValueError(f'{path} does not hold this model: {name} should be {want}, it has {have}')
+    check_tensors(model, tensors, path)
     model.load_state_dict(tensors)
 
 # %% ../nbs/03_models.ipynb #af53ac9e

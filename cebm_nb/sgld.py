@@ -6,7 +6,7 @@
 __all__ = ['SGLD', 'ReplayBuffer', 'pick_device', 'pick_dtype', 'native_precisions', 'exact_convolutions', 'mixed_precision',
            'frozen', 'keep_memory', 'CUDAGraphs', 'FrozenEnergy']
 
-# %% ../nbs/05_sgld.ipynb #0a7ad5d8
+# %% ../nbs/05_sgld.ipynb #4f489867
 import ctypes
 import functools
 import math
@@ -21,18 +21,19 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .encoders import Encoder
 from .models import widen
 
-# %% ../nbs/05_sgld.ipynb #e75dbaf8
+# %% ../nbs/05_sgld.ipynb #1deef467
 def _gradient(energy, x) -> Tensor:  # of the sum of energies; from the energy itself where it knows how
     if hasattr(energy, 'value_and_gradient'): return energy.value_and_gradient(x)[1]
-    return torch.autograd.grad(energy(x.requires_grad_()).sum(), x)[0]
+    with torch.enable_grad(): return torch.autograd.grad(energy(x.requires_grad_()).sum(), x)[0]
 
 @dataclass(frozen=True)
 class SGLD:
     """Stochastic gradient Langevin dynamics: x <- x - (step_size / 2) grad E(x) + noise_std * N(0, I).
 
-    The defaults are those of Wu et al. 2021, https://arxiv.org/abs/2106.13798. Raises ValueError on settings that are not positive."""
+    The defaults are those of Wu et al. 2021, https://arxiv.org/abs/2106.13798. Raises ValueError on settings that are not positive and finite; the noise may be 0."""
     step_size: float = 2.0  # alpha; the gradient is multiplied by half of it
     noise_std: float = 7.5e-3  # standard deviation of the noise, in units of x
     steps: int = 60  # steps of one call of `sample`
@@ -41,7 +42,8 @@ class SGLD:
     def __post_init__(self):
         for name in ('step_size', 'noise_std', 'steps', 'clamp'):
             value = getattr(self, name)
-            if not isinstance(value, int if name == 'steps' else int | float) and not (name == 'clamp' and value is None): raise ValueError(f'{name} of SGLD must be a {"whole number" if name == "steps" else "number"}, got {value!r}')
+            fits = isinstance(value, int if name == 'steps' else int | float) and not isinstance(value, bool) and math.isfinite(value)
+            if not fits and not (name == 'clamp' and value is None): raise ValueError(f'{name} of SGLD must be a {"whole" if name == "steps" else "finite"} number, got {value!r}')
         if self.steps < 1 or self.step_size <= 0 or self.noise_std < 0 or (self.clamp is not None and self.clamp <= 0):
             raise ValueError(f'SGLD needs steps >= 1, step_size > 0, noise_std >= 0 and clamp > 0 or None, got {self}')
 
@@ -49,9 +51,9 @@ class SGLD:
         energy: Callable,  # from (B, ...) to (B,), differentiable, or a `FrozenEnergy`
         x0: Tensor,  # where the chains start, (B, ...); stays as it is
         generator: torch.Generator | None = None,  # where the noise comes from; on the device of x0
-    ) -> Tensor:  # where they are after `steps` steps, (B, ...), float32 like x0
-        "Run B independent chains for `steps` steps."
-        x = x0.detach().clone()
+    ) -> Tensor:  # where they are after `steps` steps, (B, ...), in the type of x0
+        "Run B independent chains for `steps` steps; inside `torch.no_grad` too."
+        x = x0.detach().clone(memory_format=torch.contiguous_format)  # noise is drawn in the order of memory
         noise = torch.empty_like(x)
         for _ in range(self.steps):
             x = x.detach().add_(_gradient(energy, x), alpha=-self.step_size / 2)
@@ -59,11 +61,11 @@ class SGLD:
             if self.clamp is not None: x.clamp_(-self.clamp, self.clamp)
         return x
 
-# %% ../nbs/05_sgld.ipynb #14ceadb9
+# %% ../nbs/05_sgld.ipynb #f0f0654d
 class ReplayBuffer:
     """Chains of SGLD that persist between updates of the model; each draw restarts some of them from uniform noise on [-1, 1].
 
-    Raises ValueError on a size below 1, a probability outside [0, 1], a start below 1, a negative burn-in, and draws larger than the buffer."""
+    Raises ValueError on a size below 1, a probability outside [0, 1], a reach of 1 or less, a start below 1, a negative burn-in, a shape or device that cannot be, and draws larger than the buffer."""
 
     def __init__(self,
         size: int,  # number of chains
@@ -75,15 +77,17 @@ class ReplayBuffer:
         start: int | None = None,  # how many chains are in use at first; None, or more than there are: all
         burn_in: int = 0,  # draws in which a chain that started anew does not count
     ):
-        if not isinstance(size, int) or size < 1: raise ValueError(f'size must be a whole number of at least 1, got {size!r}')
-        if not isinstance(restart_prob, int | float) or not 0 <= restart_prob <= 1: raise ValueError(f'restart_prob must be from 0 to 1, got {restart_prob}')
-        if reach is not None and not reach > 1: raise ValueError(f'reach must be above 1, where chains begin, got {reach}')
-        if start is not None and not start >= 1: raise ValueError(f'start must be at least 1, got {start}')
-        if not burn_in >= 0: raise ValueError(f'burn_in must not be negative, got {burn_in}')
+        def whole(value): return isinstance(value, int) and not isinstance(value, bool)
+        if not whole(size) or size < 1: raise ValueError(f'size must be a whole number of at least 1, got {size!r}')
+        if not isinstance(shape, tuple | list) or not shape or not all(whole(n) and n > 0 for n in shape): raise ValueError(f'shape must be whole numbers like (C, H, W), got {shape!r}')
+        if not isinstance(restart_prob, int | float) or not 0 <= restart_prob <= 1: raise ValueError(f'restart_prob must be from 0 to 1, got {restart_prob!r}')
+        if reach is not None and not (isinstance(reach, int | float) and reach > 1): raise ValueError(f'reach must be a number above 1, where chains begin, got {reach!r}')
+        if start is not None and not (whole(start) and start >= 1): raise ValueError(f'start must be a whole number of at least 1, got {start!r}')
+        if not whole(burn_in) or burn_in < 0: raise ValueError(f'burn_in must be a whole number and not negative, got {burn_in!r}')
         self.size, self.shape, self.restart_prob, self.reach = size, tuple(shape), restart_prob, math.inf if reach is None else reach
         self.start, self.burn_in = size if start is None else min(start, size), burn_in
         try: self.chains = torch.empty(size, *shape, device=device)
-        except (RuntimeError, TypeError, OverflowError) as error: raise ValueError(f'no memory for {size} chains of shape {tuple(shape)}: {str(error).splitlines()[0]}') from None
+        except (RuntimeError, AssertionError, TypeError, OverflowError) as error: raise ValueError(f'cannot keep {size} chains of shape {tuple(shape)} on device {device}: {str(error).splitlines()[0]}') from None
         self.begin(generator)
 
 # %% ../nbs/05_sgld.ipynb #669ebaa0
@@ -107,14 +111,14 @@ def counted(self: ReplayBuffer) -> Tensor:
     "Which chains are past their burn-in: (size,), true or false."
     return self.ages >= self.burn_in
 
-# %% ../nbs/05_sgld.ipynb #197cf2bf
+# %% ../nbs/05_sgld.ipynb #756ac7c2
 @patch
 def draw(self: ReplayBuffer,
     n: int,  # how many chains
     generator: torch.Generator | None = None,  # on the buffer's device
 ) -> tuple:  # positions in the buffer (n,), and chains (n, *shape)
     "Draw n different chains, some of them restarted."
-    if not 1 <= n <= self.size: raise ValueError(f'cannot draw {n} chains from a buffer of {self.size}; the batch must not be larger than the buffer')
+    if not 1 <= n <= self.size: raise ValueError(f'cannot draw {n} chains from a buffer of {self.size}; the batch must be at least 1 and not be larger than the buffer')
     index = torch.randperm(max(n, self.used), generator=generator, device=self.chains.device)[:n]
     self.drawn += n
     noise = torch.empty(n, *self.shape, device=self.chains.device).uniform_(-1, 1, generator=generator)
@@ -132,13 +136,15 @@ def update(self: ReplayBuffer,
     self.chains[index] = x.detach()
     self.ages[index] += 1
 
-# %% ../nbs/05_sgld.ipynb #06767954
+# %% ../nbs/05_sgld.ipynb #3d6d43b5
 def pick_device(device: str | torch.device = 'auto') -> torch.device:
     "The device by name; 'auto' takes a GPU where there is one. Raises ValueError on a device that this machine lacks."
     if str(device) == 'auto': return torch.device('cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu')
-    try: torch.empty(0, device=device)
+    try:
+        device = torch.device(device)
+        torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError, ValueError) as error: raise ValueError(f'device {str(device)!r} is not available here: {str(error).splitlines()[0]}') from None
-    return torch.device(device)
+    return device
 
 def _has_bfloat16(device: torch.device) -> bool:
     if device.type == 'cuda': return torch.cuda.is_bf16_supported()
@@ -163,13 +169,15 @@ def exact_convolutions(
     "A context in which a GPU's convolutions neither round float32 to TF32 nor depend on the order in which threads finish, in any precision; nothing on other devices."
     return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False) if device.type == 'cuda' else nullcontext()
 
+@contextmanager
 def mixed_precision(
     device: torch.device,  # where the model is
     precision: str = 'auto',  # 'auto', 'float32' or 'bfloat16'
 ):
-    "A context in which convolutions and linear layers run in the given precision; raises ValueError on other words."
+    "A context in which convolutions and linear layers run in the given precision, whatever precision surrounds it; raises ValueError on other words."
+    half = pick_dtype(device, precision) == torch.bfloat16
     cached = device.type != 'cuda'  # a CUDA graph must not read copies of weights that were made outside of it
-    return torch.autocast(device.type, torch.bfloat16, cache_enabled=cached) if pick_dtype(device, precision) == torch.bfloat16 else exact_convolutions(device)
+    with nullcontext() if half else exact_convolutions(device), torch.autocast(device.type, torch.bfloat16, enabled=half, cache_enabled=cached): yield
 
 # %% ../nbs/05_sgld.ipynb #dd016e10
 @contextmanager
@@ -243,16 +251,21 @@ def _conv(layer, dtype):  # the faster of the two
     few = layer.in_channels <= 3 and layer.stride == layer.dilation == (1, 1) and layer.groups == 1
     return (_FewChannelConv if few and dtype != torch.bfloat16 and layer.weight.device.type == 'cpu' else _Conv)(layer, dtype)
 
-# %% ../nbs/05_sgld.ipynb #62ba4f6f
+# %% ../nbs/05_sgld.ipynb #bf98e684
 _layer_kinds = {nn.Conv2d: _conv, nn.Linear: _Linear, nn.SiLU: _SiLU, nn.Flatten: _Flatten}
 
-def _layers(model, dtype) -> list | None:  # the encoder of a model as such pairs, or None where there are others in it
-    net = getattr(getattr(model, 'encoder', None), 'net', None)
-    if not hasattr(model, 'energy_of') or type(net) is not nn.Sequential: return None
+def _definer(model, name): return 0 if name in vars(model) else next((i for i, c in enumerate(type(model).__mro__, 1) if name in vars(c)), math.inf)
+
+def _layers(model, dtype) -> list | None:  # the encoder of a model as such pairs, or None where something else may be computed
+    encoder = getattr(model, 'encoder', None)
+    net = getattr(encoder, 'net', None)
+    if type(net) is not nn.Sequential or getattr(type(encoder), 'forward', None) is not Encoder.forward: return None
+    if not hasattr(model, 'energy_of') or _definer(model, 'energy') < _definer(model, 'energy_of'): return None
+    if any(m._forward_hooks or m._forward_pre_hooks or 'forward' in vars(m) for m in encoder.modules()): return None
     if any(type(layer) not in _layer_kinds or getattr(layer, 'padding_mode', 'zeros') != 'zeros' or isinstance(getattr(layer, 'padding', 0), str) for layer in net): return None
     return [_layer_kinds[type(layer)](layer, dtype) for layer in net]
 
-# %% ../nbs/05_sgld.ipynb #d1c0aa3e
+# %% ../nbs/05_sgld.ipynb #d5d96e65
 @functools.cache
 def keep_memory(
     most: int = 2**30,  # bytes that may be kept
@@ -260,7 +273,7 @@ def keep_memory(
     "Tell glibc to keep freed memory for the next step; it concerns the whole process, and speed only. Does nothing elsewhere."
     try: tell = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError): return False
-    return bool(tell(-3, 32 * 2**20) and tell(-1, most))  # M_MMAP_THRESHOLD, at its largest, and M_TRIM_THRESHOLD
+    return bool(tell(-3, 32 * 2**20) and tell(-1, min(most, 2**31 - 1)))  # M_MMAP_THRESHOLD, at its largest, and M_TRIM_THRESHOLD
 
 # %% ../nbs/05_sgld.ipynb #8536aa6c
 @contextmanager
@@ -341,16 +354,16 @@ class _WithGradient(torch.autograd.Function):
         gradient, = ctx.saved_tensors
         return gradient * upstream.view(-1, *[1] * (gradient.dim() - 1)), None
 
-# %% ../nbs/05_sgld.ipynb #100ff832
+# %% ../nbs/05_sgld.ipynb #94744171
 class FrozenEnergy:
-    """The energy of a model with its weights as they are now: (B, ...) -> (B,), in float32, differentiable in x once.
+    """The energy of a model with its weights as they are now: (B, ...) -> (B,), differentiable in x once; in float32, or float64 where the model is.
 
-    Later changes of the encoder's weights do not reach it before it is told to `refresh`."""
+    Where the encoder is computed by hand, later changes of its weights do not arrive before `refresh`. Raises ValueError on images that are of another shape or not floating point."""
     piece_bytes = 16 * 2**20  # a piece of the batch is so large that its largest activation has about this size, on a CPU
 
     def __init__(self,
         model: nn.Module,  # with `energy`; fast where it has `energy_of` and an encoder of convolutions, linear layers and SiLU
-        precision: str = 'auto',  # 'auto', 'float32' or 'bfloat16'
+        precision: str = 'auto',  # 'auto', 'float32' or 'bfloat16'; a model in float64 stays there
     ):
         weights = next(model.parameters(), torch.zeros(()))  # a model may have none
         self.model, self.device = model, weights.device
@@ -372,12 +385,10 @@ class FrozenEnergy:
         with torch.no_grad(), self._as_told(): return torch.cat([self._value(part) for part in self._pieces(x)])
 
     @contextmanager
-    def _as_told(self):  # on a GPU, the precision of this energy, whatever precision surrounds it
-        if self.device.type != 'cuda': yield
-        else:
-            with torch.autocast('cuda', enabled=False), exact_convolutions(self.device): yield
+    def _as_told(self):  # the precision of this energy, whatever precision surrounds it
+        with torch.autocast(self.device.type, enabled=False), exact_convolutions(self.device): yield
 
-# %% ../nbs/05_sgld.ipynb #ac763c46
+# %% ../nbs/05_sgld.ipynb #287c6a7d
 @patch
 def _features(self: FrozenEnergy, x) -> tuple:  # what the encoder makes of x, and the inputs of its layers
     h, inputs = x.to(self.dtype, memory_format=torch.channels_last) if x.dim() == 4 else x.to(self.dtype), []
@@ -388,6 +399,7 @@ def _features(self: FrozenEnergy, x) -> tuple:  # what the encoder makes of x, a
 
 @patch
 def _pieces(self: FrozenEnergy, x) -> tuple:
+    if not x.is_floating_point(): raise ValueError(f'images must be floating point, got {x.dtype}')
     if self.layers is not None and x.shape[1:] != self.model.in_shape: raise ValueError(f'images must have the shape (B, {", ".join(map(str, self.model.in_shape))}), got {tuple(x.shape)}')
     if self.device.type != 'cpu' or not len(x): return x,
     if self.piece is None:
@@ -400,11 +412,11 @@ def _value(self: FrozenEnergy, x) -> Tensor:
     if self.layers is not None: return self.model.energy_of(self._features(x)[0])
     with torch.autocast(self.device.type, torch.bfloat16, self.dtype == torch.bfloat16): return self.model.energy(x)
 
-# %% ../nbs/05_sgld.ipynb #dab9f8c4
+# %% ../nbs/05_sgld.ipynb #61cff17a
 @patch
 def value_and_gradient(self: FrozenEnergy,
     x: Tensor,  # (B, ...)
-) -> tuple:  # energies (B,) and their gradients (B, ...), in the type of x
+) -> tuple:  # energies (B,), and their gradients (B, ...) in the type of x
     "Energies and their gradients with respect to x."
     compute = self._by_autograd if self.layers is None else self._by_hand
     parts = self._pieces(x)
@@ -426,6 +438,6 @@ def _by_hand(self: FrozenEnergy, x) -> tuple:
             value = self.model.energy_of(features.requires_grad_())
             g, = torch.autograd.grad(value.sum(), features)
         with torch.no_grad():
-            g = g.to(self.dtype)
+            g = g.to(self.dtype).contiguous()  # a gradient of a sum is one number in many places
             for layer, h in zip(reversed(self.layers), reversed(inputs)): g = layer.backward(g, h)
             return value.detach(), g.to(x.dtype)

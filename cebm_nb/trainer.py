@@ -7,7 +7,7 @@ __all__ = ['energy_presets', 'contrastive_loss', 'check_numbers', 'check_types',
            'Budget', 'learning_rate_factor', 'DivergenceError', 'Trainer', 'EnergyTrainer', 'trainer_class',
            'get_settings']
 
-# %% ../nbs/06_trainer.ipynb #f59aee34
+# %% ../nbs/06_trainer.ipynb #3b3322ca
 import copy
 import math
 import time
@@ -19,38 +19,38 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .data import ImageData, load_data
-from .models import check_name, create_model, load_tensors, model_class, model_names
-from .sgld import SGLD, CUDAGraphs, FrozenEnergy, ReplayBuffer, exact_convolutions, frozen, mixed_precision, pick_device
+from .models import check_name, check_tensors, create_model, model_class, model_names
+from .sgld import SGLD, CUDAGraphs, FrozenEnergy, ReplayBuffer, exact_convolutions, frozen, mixed_precision, pick_device, pick_dtype
 
-# %% ../nbs/06_trainer.ipynb #4cb2f831
+# %% ../nbs/06_trainer.ipynb #990da11d
 def contrastive_loss(
     energy_data: Tensor,  # energies of a batch of data, (B,)
     energy_samples: Tensor,  # energies of the chains, (B,)
     energy_penalty: float = 5e-3,  # weight of the mean squared energies
     max_gap: float = math.inf,  # leave the contrast out while samples lie higher above data than this
     counted: Tensor | None = None,  # which samples count, (B,), true or false; None: all
-) -> tuple:  # the loss, the gap (mean energy of samples minus that of data), and whether the contrast was left out
-    "Loss whose gradient is that of the negative log-likelihood, plus the energy regulariser of Du & Mordatch, https://arxiv.org/abs/1903.08689."
+) -> tuple:  # the loss, the gap (mean energy of samples minus that of data; not a number where none counts), and whether the contrast was left out
+    "Loss whose gradient, where samples are the model's and unless it waits, is that of the negative log-likelihood, plus the energy regulariser of Du & Mordatch, https://arxiv.org/abs/1903.08689."
     mean = torch.mean if counted is None else lambda energy: (counted * energy).sum() / counted.sum().clamp(min=1)
     gap = mean(energy_samples) - energy_data.mean()
     waiting = gap.detach() > max_gap
-    if counted is not None: waiting = waiting | ~counted.any()
-    contrast = torch.where(waiting, torch.zeros_like(gap), -gap)
-    return contrast + energy_penalty * (energy_data.square().mean() + mean(energy_samples.square())), gap.detach(), waiting
+    none = torch.zeros_like(waiting) if counted is None else ~counted.any()
+    contrast = torch.where(waiting | none, torch.zeros_like(gap), -gap)
+    return contrast + energy_penalty * (energy_data.square().mean() + mean(energy_samples.square())), gap.detach().masked_fill(none, math.nan), waiting | none
 
-# %% ../nbs/06_trainer.ipynb #4aabe0f5
+# %% ../nbs/06_trainer.ipynb #6dc39ff3
 def check_numbers(
     settings,  # an object with these fields
     positive: tuple = (),  # names of fields that must be above zero, or None
     not_negative: tuple = (),  # names of fields that must be zero or more
     fraction: tuple = (),  # names of fields that must be from 0 to 1
 ):
-    "Raises ValueError with the name and the value of the first field that is out of its range; not-a-number is out of every range."
+    "Raises ValueError with the name and the value of the first field that is out of its range; infinity and not-a-number are out of every range."
     for name in positive:
         value = getattr(settings, name)
-        if value is not None and not value > 0: raise ValueError(f'{name} must be positive, got {value}')
+        if value is not None and not 0 < value < math.inf: raise ValueError(f'{name} must be positive and finite, got {value}')
     for name in not_negative:
-        if not getattr(settings, name) >= 0: raise ValueError(f'{name} must not be negative, got {getattr(settings, name)}')
+        if not 0 <= getattr(settings, name) < math.inf: raise ValueError(f'{name} must not be negative, and finite, got {getattr(settings, name)}')
     for name in fraction:
         if not 0 <= getattr(settings, name) <= 1: raise ValueError(f'{name} must be from 0 to 1, got {getattr(settings, name)}')
 
@@ -71,8 +71,8 @@ class Settings:
     warmup: int = 0  # updates over which the learning rate rises from zero
     cosine: bool = False  # let the learning rate fall to 2 % of its value along a cosine by the end of the budget
     grad_clip: float | None = None  # largest norm of the gradient of all weights; None for no clipping
-    average: float = 0.0  # decay of the running average of weights that is kept as the model; 0 keeps the last weights
-    epochs: float = 150  # the budget, in passes over the training set, unless minutes, epochs or steps are given
+    average: float = 0.0  # decay of the running average of weights that is kept as the model, at most (1 + n) / (10 + n) after n updates; 0 keeps the last weights
+    epochs: float = 150  # the budget, in passes over the training set, where a call gives no minutes, epochs or steps
     rescues: int = 6  # how often a run that loses its way may go back to a healthy state and on from there more gently
 
     def __post_init__(self):
@@ -80,7 +80,7 @@ class Settings:
         check_numbers(self, ('batch_size', 'learning_rate', 'epochs', 'grad_clip'), ('warmup', 'average', 'rescues'))
         if not self.average < 1: raise ValueError(f'average must be from 0 to below 1, got {self.average}')
 
-# %% ../nbs/06_trainer.ipynb #c68d75a3
+# %% ../nbs/06_trainer.ipynb #b8341078
 @dataclass(frozen=True)
 class EnergySettings(Settings):
     "Settings of CEBM, GMM-CEBM and IGEBM; the defaults are those of Wu et al. 2021. Raises ValueError on values that make no sense."
@@ -92,7 +92,7 @@ class EnergySettings(Settings):
     sgld_noise: float = 7.5e-3  # standard deviation of the noise of a step
     sgld_clamp: float | None = None  # keep chains within [-clamp, clamp]
     buffer_size: int = 5000  # chains in the replay buffer
-    buffer_start: int | None = None  # chains in use at the beginning, the buffer grows until each has been drawn twenty times on average; None, or more than there are: all
+    buffer_start: int | None = None  # chains in use at the beginning; more come into use as these are drawn, n when chains have been drawn 20 n times; None, or more than there are: all
     restart_prob: float = 0.05  # probability that a drawn chain starts anew from noise
     burn_in: int = 0  # draws of a chain, after it started anew, in which it does not count in the loss
     chain_reach: float | None = None  # a chain with a value beyond [-reach, reach] starts anew; None: only one that is not finite
@@ -100,7 +100,7 @@ class EnergySettings(Settings):
     def __post_init__(self):
         super().__post_init__()
         check_numbers(self, ('sgld_steps', 'sgld_step_size', 'buffer_size', 'buffer_start', 'max_gap', 'sgld_clamp'), ('data_noise', 'energy_penalty', 'sgld_noise', 'burn_in'), ('restart_prob',))
-        if self.chain_reach is not None and not self.chain_reach > 1: raise ValueError(f'chain_reach must be above 1, where chains begin, got {self.chain_reach}')
+        if self.chain_reach is not None and not 1 < self.chain_reach < math.inf: raise ValueError(f'chain_reach must be above 1, where chains begin, and finite, got {self.chain_reach}')
         if self.batch_size > self.buffer_size: raise ValueError(f'batch_size must not be larger than buffer_size, got {self.batch_size} and {self.buffer_size}')
 
     @property
@@ -123,10 +123,10 @@ def change_settings(
     for name in changes: check_name('setting', name, [f.name for f in fields(settings)])
     return replace(settings, **changes)
 
-# %% ../nbs/06_trainer.ipynb #6b6378f0
+# %% ../nbs/06_trainer.ipynb #043f0709
 @dataclass(frozen=True)
 class Budget:
-    "How long to train: whichever of updates and minutes is used up first. Raises ValueError on values that are not positive."
+    "How long to train: whichever of updates and minutes is used up first. Raises ValueError where neither is given, and on values that are not positive and finite."
     steps: int | None = None  # parameter updates
     minutes: float | None = None  # wall-clock time
 
@@ -134,10 +134,11 @@ class Budget:
         check_types(self)
         for name in ('steps', 'minutes'):
             value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf: raise ValueError(f'{name} must be positive, got {value}')
+            if value is not None and not 0 < value < math.inf: raise ValueError(f'{name} must be positive and finite, got {value}')
+        if self.steps is None and self.minutes is None: raise ValueError('a budget needs steps or minutes, got neither')
 
     def used(self, step: int, seconds: float) -> float:
-        "The part that is used up, from 0 to 1."
+        "The part that is used up; 1, or a little more, at the end."
         return max(step / self.steps if self.steps else 0., seconds / (60 * self.minutes) if self.minutes else 0.)
 
 def learning_rate_factor(
@@ -145,7 +146,7 @@ def learning_rate_factor(
     step: int,  # updates done
     used: float,  # part of the budget used up, from 0 to 1
 ) -> float:
-    "What the learning rate is multiplied by: linear warm-up, then cosine decay to 2 %."
+    "What the learning rate is multiplied by: a linear warm-up times a cosine decay to 2 %."
     warm = min(1., (step + 1) / settings.warmup) if settings.warmup else 1.
     return warm * (0.02 + 0.98 * (1 + math.cos(math.pi * min(used, 1.))) / 2 if settings.cosine else 1.)
 
@@ -153,13 +154,13 @@ def learning_rate_factor(
 class DivergenceError(RuntimeError):
     "Training has lost its way: values that are not finite, energies or chains far from where they belong."
 
-# %% ../nbs/06_trainer.ipynb #94aa4dcb
+# %% ../nbs/06_trainer.ipynb #2777f270
 class Trainer:
     "What every training has in common; `update` does one step, `fit` many. A subclass says in `learn` what a step is, and names its `presets`."
     presets: dict  # names to settings
 
     def __init__(self,
-        model: nn.Module,  # what is trained
+        model: nn.Module,  # what is trained; with `in_shape`, (C, H, W), and `value_range`, that of its images
         data: ImageData,  # its `train` part is what is learned from
         settings: Settings,  # of the class that the presets have
         seed: int = 0,  # of data order and noise
@@ -169,10 +170,12 @@ class Trainer:
         if not isinstance(seed, int) or isinstance(seed, bool) or abs(seed) > 2**40: raise ValueError(f'seed must be a whole number of at most 2**40, got {seed!r}')
         if settings.batch_size > len(data.train):
             raise ValueError(f'batch_size must not be larger than the training set, got {settings.batch_size} for {len(data.train)} images')
+        for name in ('in_shape', 'value_range'):
+            if not hasattr(model, name): raise ValueError(f'{type(model).__name__} needs {name!r} to be trained: in_shape is (C, H, W), value_range the lowest and the highest value of its images')
         if tuple(model.in_shape) != data.in_shape: raise ValueError(f'the model is for images of shape {tuple(model.in_shape)}, the data have {data.in_shape}')
         self.device, self.settings, self.seed = pick_device(device), settings, seed
         self.precision, self.half = precision, lambda: mixed_precision(self.device, precision)
-        self.half()  # an unknown precision is told here
+        pick_dtype(self.device, precision)  # an unknown precision is told here
         self.model, self.images = model.to(self.device).train(), data.train.to(self.device)
         self.held_out = data.held_out  # for callbacks that choose
         self.average = copy.deepcopy(model) if settings.average else model
@@ -209,7 +212,7 @@ def batch(self: Trainer) -> Tensor:
         self._epoch, self._order = epoch, order.to(self.device)
     return self.images.serve(self._order[position * self.settings.batch_size:(position + 1) * self.settings.batch_size], self.model.value_range)
 
-# %% ../nbs/06_trainer.ipynb #da0d8e38
+# %% ../nbs/06_trainer.ipynb #1aba4d13
 @patch
 def rate(self: Trainer, used: float) -> float: return self.settings.learning_rate * learning_rate_factor(self.settings, self.step, used)
 
@@ -233,7 +236,7 @@ def take_step(self: Trainer,
     factor: float = 1.,  # what this optimiser's learning rate is multiplied by
 ):
     "One step of an optimiser against the gradient. Raises DivergenceError, and leaves the weights as they were, when loss or gradient are not finite."
-    if not (loss + norm).isfinite(): raise DivergenceError(f'the loss is not finite at update {self.step}')
+    if not (loss + norm).isfinite(): raise DivergenceError(f'the loss is not finite at update {self.step + 1}')
     for group in self.optimisers[name].param_groups: group['lr'] = factor * self.rate(used)
     self.optimisers[name].step()
 
@@ -249,7 +252,7 @@ def descend(self: Trainer,
     self.take_step(loss.detach(), norm, used, name, factor)
     return norm
 
-# %% ../nbs/06_trainer.ipynb #48db669d
+# %% ../nbs/06_trainer.ipynb #3d801cbc
 @patch
 @torch.no_grad()
 def _update_average(self: Trainer):
@@ -262,12 +265,12 @@ def _update_average(self: Trainer):
 def update(self: Trainer,
     used: float = 0.,  # part of the budget used up, from 0 to 1
 ) -> dict:  # measurements, as tensors
-    "One update of the weights. Raises DivergenceError when the loss is not finite."
+    "One update of the weights. Raises DivergenceError when the loss, its gradient or the parameters of a distribution are not finite."
     try:
         with exact_convolutions(self.device): row = self.learn(self.batch(), used)
     except ValueError as error:  # torch.distributions say it so
         if not str(error).startswith('Expected parameter'): raise
-        raise DivergenceError(f'the parameters of a distribution are not finite at update {self.step}') from None
+        raise DivergenceError(f'the parameters of a distribution are not finite at update {self.step + 1}') from None
     self.step += 1
     self._update_average()
     return row
@@ -288,7 +291,7 @@ def fit(self: Trainer,
         for callback in callbacks: callback(self, min(budget.used(self.step, self.seconds), 1.))
     self.refresh_average()
 
-# %% ../nbs/06_trainer.ipynb #1a99237c
+# %% ../nbs/06_trainer.ipynb #76029308
 @patch
 def state(self: Trainer) -> tuple:  # names to tensors, and a record fit for JSON
     "All that the next update depends on, and what has been measured so far."
@@ -305,6 +308,8 @@ def _moments(optimiser, tensors) -> dict:  # Adam's moments of each weight, from
         i, name = key.split('.')
         if not i.isdecimal() or int(i) >= len(weights) or value.shape not in ((), weights[int(i)].shape): raise ValueError(f'{key} belongs to no weight of this optimiser')
         moments.setdefault(int(i), {})[name] = torch.empty_like(weights[int(i)], requires_grad=False).copy_(value) if value.shape else value  # in the weight's layout
+    for i, found in moments.items():
+        if found.keys() != {'step', 'exp_avg', 'exp_avg_sq'}: raise ValueError(f'weight {i} needs step, exp_avg and exp_avg_sq, it has {", ".join(found)}')
     return moments
 
 @patch
@@ -318,26 +323,31 @@ def load_state(self: Trainer,
     try:
         step, seconds, rows, rescues = int(record['step']), float(record['seconds']), list(record['rows']), list(record.get('rescues', []))
         moments = {name: _moments(optimiser, part(f'{name}.')) for name, optimiser in self.optimisers.items()}
+        for name in moments:
+            if step and not moments[name]: raise ValueError(f'{name} has no moments after {step} updates')
         settings = replace(self.settings, **rescues[-1]['settings']) if rescues else self.settings
         for name, now in self.own_state().items():
-            if tensors[name].shape != now.shape or tensors[name].dtype != now.dtype: raise ValueError(f'{name} should be {tuple(now.shape)}, they are {tuple(tensors[name].shape)}')
-        generator = torch.Generator(self.device).set_state(tensors['generator'].cpu())
-        if self.settings.average: load_tensors(self.average, part('average.'), source)
-        load_tensors(self.model, part('model.'), source)
+            if tensors[name].shape != now.shape or tensors[name].dtype != now.dtype: raise ValueError(f'{name} should be {tuple(now.shape)} {now.dtype}, they are {tuple(tensors[name].shape)} {tensors[name].dtype}')
+        generator, noise = torch.Generator(self.device), tensors['generator'].cpu()
+        if noise.shape != generator.get_state().shape: raise ValueError(f'its noise is that of another kind of device than {self.device}')
+        generator.set_state(noise)
+        parts = [(self.model, part('model.'))] + ([(self.average, part('average.'))] if self.settings.average else [])
+        for model, values in parts: check_tensors(model, values, source)
     except (KeyError, TypeError, ValueError, RuntimeError) as error: raise ValueError(f'{source} is of another run: {error}') from None
+    for model, values in parts: model.load_state_dict(values)
     for name, optimiser in self.optimisers.items(): optimiser.load_state_dict(optimiser.state_dict() | dict(state=moments[name]))
     for name, now in self.own_state().items(): now.copy_(tensors[name])
     self.generator.set_state(generator.get_state())
     self.step, self.seconds, self.rows, self.rescues, self.settings = step, seconds, rows, rescues, settings
 
-# %% ../nbs/06_trainer.ipynb #9f3f3b4a
+# %% ../nbs/06_trainer.ipynb #908386ad
 class EnergyTrainer(Trainer):
     "Maximum marginal likelihood training of a model with an `energy`, by contrast with chains from a replay buffer."
     presets = energy_presets
     measured = ('loss', 'energy_data', 'energy_samples', 'gap', 'grad_norm', 'sample_low', 'sample_high', 'waiting')  # what an update gives
 
     def __init__(self,
-        model: nn.Module,  # with `energy` from images in [-1, 1] to (B,)
+        model: nn.Module,  # with `energy` from images in [-1, 1] to (B,), `in_shape` and `value_range`
         data: ImageData,  # its `train` part is what is learned from
         settings: EnergySettings,  # see `energy_presets`
         seed: int = 0,  # of data order, noise and chains
@@ -364,7 +374,7 @@ class EnergyTrainer(Trainer):
         return (f"E(data) {row['energy_data']:.2f}, E(samples) {row['energy_samples']:.2f}, gap {row['gap']:+.2f}, "
                 f"samples in [{row['sample_low']:.2f}, {row['sample_high']:.2f}]")
 
-# %% ../nbs/06_trainer.ipynb #7c8c8d4c
+# %% ../nbs/06_trainer.ipynb #ad0f9600
 @patch
 def learn(self: EnergyTrainer, x: Tensor, used: float) -> dict:
     "Move some chains, then the weights: data down, samples up."
@@ -372,16 +382,17 @@ def learn(self: EnergyTrainer, x: Tensor, used: float) -> dict:
     if self._graphs is None or self._graphs[0] != s: self._graphs = s, CUDAGraphs(self.model, gradients=True)
     index, chains = self.buffer.draw(s.batch_size, self.generator)
     self.energy.refresh()
-    samples = s.sgld.sample(self.energy, chains, self.generator)
-    counted = (self.buffer.counted[index],) if s.burn_in else ()
-    numbers, = self._graphs[1](self.fill_contrastive_gradient, x, samples, *counted)
+    moved = s.sgld.sample(self.energy, chains, self.generator)
+    finite = moved.flatten(1).isfinite().all(1)  # a chain that overflowed says nothing now, and starts anew when it is next drawn
+    samples = moved.masked_fill(~finite.view(-1, *[1] * (moved.dim() - 1)), 0)
+    numbers, = self._graphs[1](self.fill_contrastive_gradient, x, samples, finite & self.buffer.counted[index])
     row = dict(zip(self.measured, numbers.unbind()))
     self.take_step(row.pop('loss'), row['grad_norm'], used)
-    self.buffer.update(index, samples)
+    self.buffer.update(index, moved)
     return row
 
 @patch
-def fill_contrastive_gradient(self: EnergyTrainer, x: Tensor, samples: Tensor, counted: Tensor | None = None) -> tuple:  # one tensor, the numbers named in `measured`
+def fill_contrastive_gradient(self: EnergyTrainer, x: Tensor, samples: Tensor, counted: Tensor) -> tuple:  # one tensor, the numbers named in `measured`
     "Leave the gradient of the contrastive loss in the weights."
     s = self.settings
     with self.half(): energy_data, energy_samples = self.model.energy(torch.cat([x, samples])).chunk(2)
@@ -390,10 +401,10 @@ def fill_contrastive_gradient(self: EnergyTrainer, x: Tensor, samples: Tensor, c
     numbers = torch.stack([loss, energy_data.mean(), gap + energy_data.mean(), gap, norm, *samples.aminmax(), waiting.to(loss.dtype)])
     return (numbers.detach(),)
 
-# %% ../nbs/06_trainer.ipynb #b92c298e
+# %% ../nbs/06_trainer.ipynb #5c801613
 @patch
 def trouble(self: Trainer,
-    tolerance: float = 4.,  # in units of what a healthy run shows
+    tolerance: float = 4.,  # in units of what a run that is well shows; 1 asks of an energy-based model also when its chains have hardly begun
 ) -> str | None:
     "What the last hundred updates say is wrong, in a few words; None when all is well."
     return None
@@ -402,7 +413,7 @@ def trouble(self: Trainer,
 def gentler(self: Trainer,
     again: bool,  # the last rescue went back to the same place
 ) -> dict:  # changes of settings
-    "Settings with which to go on after a rescue: half the learning rate, and a tenth if that did not help."
+    "Settings with which to go on after a rescue: half the learning rate, or a tenth of it if the last rescue did not help."
     return dict(learning_rate=self.settings.learning_rate * (0.1 if again else 0.5))
 
 @patch
@@ -413,22 +424,23 @@ def start_afresh(self: Trainer,
     "Other noise than that which led astray."
     self.generator.manual_seed(seed)
 
-# %% ../nbs/06_trainer.ipynb #788a52eb
+# %% ../nbs/06_trainer.ipynb #ee883c1b
 @patch
 def trouble(self: EnergyTrainer, tolerance: float = 4.) -> str | None:
     "What the last hundred updates say is wrong, in a few words; None when all is well."
     rows = self.rows[-10:]
     if len(rows) < 10: return None
+    rows = [row for row in rows if math.isfinite(row['gap'])]
+    if not rows: return 'no chain has counted'
     gap, data, samples, low, high = (median(row[name] for row in rows) for name in ('gap', 'energy_data', 'energy_samples', 'sample_low', 'sample_high'))
-    began = self.rescues[-1]['back_to'] if self.rescues else 0  # a rescue may have begun the chains anew
-    young = tolerance > 1 and (self.step - began) * self.settings.batch_size < 10 * self.settings.buffer_size
+    young = tolerance > 1 and self.buffer.drawn < 10 * self.buffer.used
     if gap > tolerance and not young: return f'samples lie {gap:.1f} above data, the chains have been lost'
     if max(abs(data), abs(samples)) > 25 * tolerance: return f'the energies are {data:.0f} on data and {samples:.0f} on samples'
     if max(-low, high) > 5 * tolerance: return f'the chains have left the images behind, they are in [{low:.0f}, {high:.0f}]'
 
 @patch
 def gentler(self: EnergyTrainer, again: bool) -> dict:
-    "Half the learning rate, or a tenth if that did not help, and half as many SGLD steps again, up to 60."
+    "Half the learning rate, or a tenth of it if the last rescue did not help, and half as many SGLD steps again, up to 60."
     steps = self.settings.sgld_steps
     return Trainer.gentler(self, again) | dict(sgld_steps=max(steps, min(60, math.ceil(1.5 * steps))))
 

@@ -254,7 +254,7 @@ def test_not_a_number_once_is_lived_through(trainer, tmp_path):
     model = type('Own', (CEBM,), dict(trainer=trainer))(made.encoder, made.prior)
     run = train(model, 'digits', 'smoke', out=tmp_path / 'run', steps=60, progress=False)
     assert run.config['finished']['status'] == 'complete' and run.config['finished']['updates'] == 60
-    assert len(run.config['rescues']) == 1 and 'not finite at update 30' in run.config['rescues'][0]['reason']
+    assert len(run.config['rescues']) == 1 and 'not finite at update 31' in run.config['rescues'][0]['reason']
     assert all(p.isfinite().all() for p in run.model.parameters())
 
 
