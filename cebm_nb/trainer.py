@@ -450,15 +450,17 @@ def start_afresh(self: EnergyTrainer, seed: int, again: bool):
     Trainer.start_afresh(self, seed, again)
     if again: self.buffer.begin(self.generator)
 
-# %% ../nbs/06_trainer.ipynb #18e7c47e
+# %% ../nbs/06_trainer.ipynb #f0c34c5c
 def trainer_class(
     model: str | nn.Module,  # a name for `create_model`, or a model
 ) -> type:
     "The trainer for a model; raises ValueError if there is nothing to train."
+    trainable = [name for name in model_names if name != 'pixel']
+    if isinstance(model, str) and model != 'pixel': check_name('model', model, trainable)
     cls = model_class(model) if isinstance(model, str) else type(model)
     trainer = getattr(cls, 'trainer', EnergyTrainer if hasattr(cls, 'energy') else None)
     if trainer is None:
-        raise ValueError(f'{model if isinstance(model, str) else cls.__name__} has no energy and no trainer and cannot be trained; choose one of {", ".join(n for n in model_names if n != "pixel")}')
+        raise ValueError(f'{model if isinstance(model, str) else cls.__name__} has no energy and no trainer and cannot be trained; choose one of {", ".join(trainable)}')
     return trainer
 
 def get_settings(

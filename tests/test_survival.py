@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_commands import SMALL, call, hear_ctrl_c, start
 
+from cebm_nb.bigan import AdversarialTrainer, BiGAN
+from cebm_nb.data import load_data
 from cebm_nb.models import CEBM, create_model, load_model, load_weights
 from cebm_nb.trainer import DivergenceError, EnergyTrainer
 from cebm_nb.training import Run, resume, train
@@ -256,6 +258,26 @@ def test_not_a_number_once_is_lived_through(trainer, tmp_path):
     assert run.config['finished']['status'] == 'complete' and run.config['finished']['updates'] == 60
     assert len(run.config['rescues']) == 1 and 'not finite at update 31' in run.config['rescues'][0]['reason']
     assert all(p.isfinite().all() for p in run.model.parameters())
+
+
+class LostAt30(AdversarialTrainer):
+    def learn(self, x, used):
+        if self.step == 30: raise DivergenceError('lost')
+        return super().learn(x, used)
+
+
+def test_a_bigan_that_gives_up_is_saved_with_statistics_of_its_averaged_weights(tmp_path):
+    made, data = create_model('bigan', (1, 8, 8), latent_dim=8), load_data('digits')
+    made.__class__ = type('Own', (BiGAN,), dict(trainer=LostAt30))
+    with pytest.raises(DivergenceError, match='1 rescues are used up'): train(made, data, 'smoke', out=tmp_path / 'run', steps=60, average=0.9, rescues=1, precision='float32', progress=False)
+    saved = load_weights(tmp_path / 'run' / 'model.safetensors')[0]
+    again = AdversarialTrainer(create_model('bigan', (1, 8, 8), latent_dim=8), data, AdversarialTrainer.presets['smoke'], precision='float32')
+    again.settings = AdversarialTrainer.presets['cpu']  # any with an average
+    again.average = again.model
+    again.average.load_state_dict(saved)
+    again.refresh_average()
+    assert any('running_mean' in name for name in saved)
+    for name, value in again.average.state_dict().items(): assert torch.allclose(value, saved[name], rtol=1e-4, atol=1e-5), name
 
 
 @pytest.mark.parametrize('where', [float('inf'), float('nan'), 1e4])
