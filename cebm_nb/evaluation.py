@@ -256,11 +256,11 @@ def conditional_table(result: dict) -> pd.DataFrame:
     for r in result['conditional']: rows.setdefault(f"{r['representation']}, {r['method']}", {})[r['task']] = '' if r['rmse'] is None else f"{r['rmse']:.3f}"
     return pd.DataFrame.from_dict(rows, orient='index').fillna('')
 
-# %% ../nbs/15_evaluation.ipynb #3aafe377
+# %% ../nbs/15_evaluation.ipynb #672e2cdc
 def compare_with_pixels(
     result: dict,  # what `evaluate` returns
 ) -> str:
-    "One sentence: at how many labels a representation stands above the pixels, where it does not, and where two standard errors do not decide; the variance is that of the mean paired difference between draws plus that of two proportions of the test images, as if they were not the same, which errs towards level."
+    "One sentence: at how many labels a representation stands above the pixels, where it does not, and where two standard errors do not decide; the variance is that of the mean paired difference between draws plus that of two proportions of the test images, as if they were not the same, which errs towards level. A single draw says nothing of the first."
     rows = {(r['representation'], r['labels_per_class']): np.array(r['accuracies']) for r in result['few_label']}
     name = next((who for who, _ in rows if who != 'pixel'), None)
     if not name: return ''
@@ -322,7 +322,7 @@ class Judge:
         self.directions = np.linalg.svd(pixels - self.centre, full_matrices=False)[2][:32].T
         self.real = (pixels - self.centre) @ self.directions
 
-# %% ../nbs/15_evaluation.ipynb #a1279f70
+# %% ../nbs/15_evaluation.ipynb #6a597947
 @patch
 def score(self: Judge, row: dict) -> float:
     "What the best model has most of: accuracy, or nearness of the chains where there are no labels."
@@ -336,7 +336,7 @@ def measure(self: Judge, trainer: Trainer) -> dict:
     row = dict(accuracy=math.nan, gap=math.nan, distance=math.nan, well=not trainer.trouble(1.))
     if self.halves[0].labels is not None: row['accuracy'] = self._accuracy(model, str(trainer.device))
     model.train(training)
-    if 'gap' in trainer.rows[-1]: row['gap'] = float(np.median([r['gap'] for r in trainer.rows[-10:]]))
+    if 'gap' in trainer.rows[-1]: row['gap'] = float(np.nanmedian([r['gap'] for r in trainer.rows[-10:]]))
     if hasattr(trainer, 'buffer'):
         chains = trainer.buffer.chains[trainer.buffer.counted].cpu().flatten(1).clamp(-1, 1).numpy()
         if len(chains) > 1: row['distance'] = frechet_distance(self.real, (chains - self.centre) @ self.directions)

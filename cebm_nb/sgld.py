@@ -6,7 +6,7 @@
 __all__ = ['SGLD', 'ReplayBuffer', 'pick_device', 'pick_dtype', 'native_precisions', 'exact_convolutions', 'mixed_precision',
            'frozen', 'keep_memory', 'CUDAGraphs', 'FrozenEnergy']
 
-# %% ../nbs/05_sgld.ipynb #4f489867
+# %% ../nbs/05_sgld.ipynb #2026a7df
 import ctypes
 import functools
 import math
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .encoders import Encoder
-from .models import widen
+from .models import CEBM, IGEBM, widen
 
 # %% ../nbs/05_sgld.ipynb #1deef467
 def _gradient(energy, x) -> Tensor:  # of the sum of energies; from the energy itself where it knows how
@@ -111,7 +111,7 @@ def counted(self: ReplayBuffer) -> Tensor:
     "Which chains are past their burn-in: (size,), true or false."
     return self.ages >= self.burn_in
 
-# %% ../nbs/05_sgld.ipynb #756ac7c2
+# %% ../nbs/05_sgld.ipynb #113ce592
 @patch
 def draw(self: ReplayBuffer,
     n: int,  # how many chains
@@ -132,11 +132,11 @@ def update(self: ReplayBuffer,
     index: Tensor,  # positions, as a draw gave them
     x: Tensor,  # where those chains are now
 ):
-    "Put chains back, a draw older."
+    "Put chains back, a draw older, or waiting for a new start where they are no longer finite."
     self.chains[index] = x.detach()
-    self.ages[index] += 1
+    self.ages[index] = torch.where(x.flatten(1).isfinite().all(1), self.ages[index] + 1, -1)
 
-# %% ../nbs/05_sgld.ipynb #3d6d43b5
+# %% ../nbs/05_sgld.ipynb #b725d2be
 def pick_device(device: str | torch.device = 'auto') -> torch.device:
     "The device by name; 'auto' takes a GPU where there is one. Raises ValueError on a device that this machine lacks."
     if str(device) == 'auto': return torch.device('cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu')
@@ -169,15 +169,21 @@ def exact_convolutions(
     "A context in which a GPU's convolutions neither round float32 to TF32 nor depend on the order in which threads finish, in any precision; nothing on other devices."
     return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False) if device.type == 'cuda' else nullcontext()
 
+def _no_autocast(device):  # whatever surrounds it
+    on = device.type in ('cpu', 'cuda') and torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if on else nullcontext()
+
 @contextmanager
 def mixed_precision(
     device: torch.device,  # where the model is
     precision: str = 'auto',  # 'auto', 'float32' or 'bfloat16'
 ):
     "A context in which convolutions and linear layers run in the given precision, whatever precision surrounds it; raises ValueError on other words."
-    half = pick_dtype(device, precision) == torch.bfloat16
-    cached = device.type != 'cuda'  # a CUDA graph must not read copies of weights that were made outside of it
-    with nullcontext() if half else exact_convolutions(device), torch.autocast(device.type, torch.bfloat16, enabled=half, cache_enabled=cached): yield
+    if pick_dtype(device, precision) == torch.bfloat16:
+        cached = device.type != 'cuda'  # a CUDA graph must not read copies of weights that were made outside of it
+        with torch.autocast(device.type, torch.bfloat16, cache_enabled=cached): yield
+    else:
+        with exact_convolutions(device), _no_autocast(device): yield
 
 # %% ../nbs/05_sgld.ipynb #dd016e10
 @contextmanager
@@ -251,17 +257,15 @@ def _conv(layer, dtype):  # the faster of the two
     few = layer.in_channels <= 3 and layer.stride == layer.dilation == (1, 1) and layer.groups == 1
     return (_FewChannelConv if few and dtype != torch.bfloat16 and layer.weight.device.type == 'cpu' else _Conv)(layer, dtype)
 
-# %% ../nbs/05_sgld.ipynb #bf98e684
+# %% ../nbs/05_sgld.ipynb #c2562029
 _layer_kinds = {nn.Conv2d: _conv, nn.Linear: _Linear, nn.SiLU: _SiLU, nn.Flatten: _Flatten}
-
-def _definer(model, name): return 0 if name in vars(model) else next((i for i, c in enumerate(type(model).__mro__, 1) if name in vars(c)), math.inf)
 
 def _layers(model, dtype) -> list | None:  # the encoder of a model as such pairs, or None where something else may be computed
     encoder = getattr(model, 'encoder', None)
     net = getattr(encoder, 'net', None)
     if type(net) is not nn.Sequential or getattr(type(encoder), 'forward', None) is not Encoder.forward: return None
-    if not hasattr(model, 'energy_of') or _definer(model, 'energy') < _definer(model, 'energy_of'): return None
-    if any(m._forward_hooks or m._forward_pre_hooks or 'forward' in vars(m) for m in encoder.modules()): return None
+    if getattr(type(model), 'energy', None) not in (CEBM.energy, IGEBM.energy) or 'energy' in vars(model): return None
+    if any('forward' in vars(m) or m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in encoder.modules()): return None
     if any(type(layer) not in _layer_kinds or getattr(layer, 'padding_mode', 'zeros') != 'zeros' or isinstance(getattr(layer, 'padding', 0), str) for layer in net): return None
     return [_layer_kinds[type(layer)](layer, dtype) for layer in net]
 
@@ -354,7 +358,7 @@ class _WithGradient(torch.autograd.Function):
         gradient, = ctx.saved_tensors
         return gradient * upstream.view(-1, *[1] * (gradient.dim() - 1)), None
 
-# %% ../nbs/05_sgld.ipynb #94744171
+# %% ../nbs/05_sgld.ipynb #94c9bb30
 class FrozenEnergy:
     """The energy of a model with its weights as they are now: (B, ...) -> (B,), differentiable in x once; in float32, or float64 where the model is.
 
@@ -362,7 +366,7 @@ class FrozenEnergy:
     piece_bytes = 16 * 2**20  # a piece of the batch is so large that its largest activation has about this size, on a CPU
 
     def __init__(self,
-        model: nn.Module,  # with `energy`; fast where it has `energy_of` and an encoder of convolutions, linear layers and SiLU
+        model: nn.Module,  # with `energy`; fast where it is a CEBM or an IGEBM with an encoder of convolutions, linear layers and SiLU
         precision: str = 'auto',  # 'auto', 'float32' or 'bfloat16'; a model in float64 stays there
     ):
         weights = next(model.parameters(), torch.zeros(()))  # a model may have none
@@ -386,9 +390,9 @@ class FrozenEnergy:
 
     @contextmanager
     def _as_told(self):  # the precision of this energy, whatever precision surrounds it
-        with torch.autocast(self.device.type, enabled=False), exact_convolutions(self.device): yield
+        with _no_autocast(self.device), exact_convolutions(self.device): yield
 
-# %% ../nbs/05_sgld.ipynb #287c6a7d
+# %% ../nbs/05_sgld.ipynb #12c4e873
 @patch
 def _features(self: FrozenEnergy, x) -> tuple:  # what the encoder makes of x, and the inputs of its layers
     h, inputs = x.to(self.dtype, memory_format=torch.channels_last) if x.dim() == 4 else x.to(self.dtype), []
@@ -400,7 +404,7 @@ def _features(self: FrozenEnergy, x) -> tuple:  # what the encoder makes of x, a
 @patch
 def _pieces(self: FrozenEnergy, x) -> tuple:
     if not x.is_floating_point(): raise ValueError(f'images must be floating point, got {x.dtype}')
-    if self.layers is not None and x.shape[1:] != self.model.in_shape: raise ValueError(f'images must have the shape (B, {", ".join(map(str, self.model.in_shape))}), got {tuple(x.shape)}')
+    if self.layers is not None and x.shape[1:] != tuple(self.model.in_shape): raise ValueError(f'images must have the shape (B, {", ".join(map(str, self.model.in_shape))}), got {tuple(x.shape)}')
     if self.device.type != 'cpu' or not len(x): return x,
     if self.piece is None:
         with torch.no_grad(): largest = 128 * x[0].numel() if self.layers is None else max(i.nbytes for i in self._features(x[:1])[1])

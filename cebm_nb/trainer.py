@@ -291,7 +291,7 @@ def fit(self: Trainer,
         for callback in callbacks: callback(self, min(budget.used(self.step, self.seconds), 1.))
     self.refresh_average()
 
-# %% ../nbs/06_trainer.ipynb #76029308
+# %% ../nbs/06_trainer.ipynb #b33aa9ee
 @patch
 def state(self: Trainer) -> tuple:  # names to tensors, and a record fit for JSON
     "All that the next update depends on, and what has been measured so far."
@@ -299,17 +299,15 @@ def state(self: Trainer) -> tuple:  # names to tensors, and a record fit for JSO
     if self.settings.average: tensors |= {f'average.{k}': v for k, v in self.average.state_dict().items()}
     for name, optimiser in self.optimisers.items():
         for i, moments in optimiser.state_dict()['state'].items(): tensors |= {f'{name}.{i}.{k}': v for k, v in moments.items()}
-    record = dict(step=self.step, seconds=self.seconds, rows=self.rows, rescues=self.rescues)
+    record = dict(step=self.step, seconds=self.seconds, rows=self.rows, rescues=self.rescues, tensors=list(tensors))
     return {k: v.detach().clone() for k, v in tensors.items()}, copy.deepcopy(record)
 
-def _moments(optimiser, tensors) -> dict:  # Adam's moments of each weight, from a state; ValueError where they do not fit
+def _moments(optimiser, tensors) -> dict:  # what an optimiser keeps of each weight, from a state; ValueError where it does not fit
     weights, moments = [p for group in optimiser.param_groups for p in group['params']], {}
     for key, value in tensors.items():
         i, name = key.split('.')
-        if not i.isdecimal() or int(i) >= len(weights) or value.shape not in ((), weights[int(i)].shape): raise ValueError(f'{key} belongs to no weight of this optimiser')
-        moments.setdefault(int(i), {})[name] = torch.empty_like(weights[int(i)], requires_grad=False).copy_(value) if value.shape else value  # in the weight's layout
-    for i, found in moments.items():
-        if found.keys() != {'step', 'exp_avg', 'exp_avg_sq'}: raise ValueError(f'weight {i} needs step, exp_avg and exp_avg_sq, it has {", ".join(found)}')
+        if not i.isdecimal() or int(i) >= len(weights) or value.shape not in (weights[int(i)].shape, *[()] * (not name.startswith('exp_avg'))): raise ValueError(f'{key} belongs to no weight of this optimiser')
+        moments.setdefault(int(i), {})[name] = torch.empty_like(weights[int(i)], requires_grad=False).copy_(value) if value.shape else value.clone()  # in the weight's layout
     return moments
 
 @patch
@@ -323,8 +321,8 @@ def load_state(self: Trainer,
     try:
         step, seconds, rows, rescues = int(record['step']), float(record['seconds']), list(record['rows']), list(record.get('rescues', []))
         moments = {name: _moments(optimiser, part(f'{name}.')) for name, optimiser in self.optimisers.items()}
-        for name in moments:
-            if step and not moments[name]: raise ValueError(f'{name} has no moments after {step} updates')
+        missing = [name for name in record.get('tensors', []) if name not in tensors]  # older versions did not list them
+        if missing: raise ValueError(f'it has no {missing[0]}')
         settings = replace(self.settings, **rescues[-1]['settings']) if rescues else self.settings
         for name, now in self.own_state().items():
             if tensors[name].shape != now.shape or tensors[name].dtype != now.dtype: raise ValueError(f'{name} should be {tuple(now.shape)} {now.dtype}, they are {tuple(tensors[name].shape)} {tensors[name].dtype}')
@@ -374,7 +372,7 @@ class EnergyTrainer(Trainer):
         return (f"E(data) {row['energy_data']:.2f}, E(samples) {row['energy_samples']:.2f}, gap {row['gap']:+.2f}, "
                 f"samples in [{row['sample_low']:.2f}, {row['sample_high']:.2f}]")
 
-# %% ../nbs/06_trainer.ipynb #ad0f9600
+# %% ../nbs/06_trainer.ipynb #ca079d74
 @patch
 def learn(self: EnergyTrainer, x: Tensor, used: float) -> dict:
     "Move some chains, then the weights: data down, samples up."
@@ -383,11 +381,12 @@ def learn(self: EnergyTrainer, x: Tensor, used: float) -> dict:
     index, chains = self.buffer.draw(s.batch_size, self.generator)
     self.energy.refresh()
     moved = s.sgld.sample(self.energy, chains, self.generator)
-    finite = moved.flatten(1).isfinite().all(1)  # a chain that overflowed says nothing now, and starts anew when it is next drawn
+    finite = moved.flatten(1).isfinite().all(1)  # a chain that is no longer finite says nothing now, and starts anew when it is next drawn
     samples = moved.masked_fill(~finite.view(-1, *[1] * (moved.dim() - 1)), 0)
     numbers, = self._graphs[1](self.fill_contrastive_gradient, x, samples, finite & self.buffer.counted[index])
     row = dict(zip(self.measured, numbers.unbind()))
-    self.take_step(row.pop('loss'), row['grad_norm'], used)
+    loss = row.pop('loss').masked_fill(finite.float().mean() < 0.9, math.nan)  # more than one in ten: it is the model
+    self.take_step(loss, row['grad_norm'], used)
     self.buffer.update(index, moved)
     return row
 
@@ -424,7 +423,7 @@ def start_afresh(self: Trainer,
     "Other noise than that which led astray."
     self.generator.manual_seed(seed)
 
-# %% ../nbs/06_trainer.ipynb #ee883c1b
+# %% ../nbs/06_trainer.ipynb #c2232a2f
 @patch
 def trouble(self: EnergyTrainer, tolerance: float = 4.) -> str | None:
     "What the last hundred updates say is wrong, in a few words; None when all is well."
@@ -433,7 +432,7 @@ def trouble(self: EnergyTrainer, tolerance: float = 4.) -> str | None:
     rows = [row for row in rows if math.isfinite(row['gap'])]
     if not rows: return 'no chain has counted'
     gap, data, samples, low, high = (median(row[name] for row in rows) for name in ('gap', 'energy_data', 'energy_samples', 'sample_low', 'sample_high'))
-    young = tolerance > 1 and self.buffer.drawn < 10 * self.buffer.used
+    young = tolerance > 1 and self.buffer.drawn < 10 * self.buffer.used + 100 * self.settings.batch_size
     if gap > tolerance and not young: return f'samples lie {gap:.1f} above data, the chains have been lost'
     if max(abs(data), abs(samples)) > 25 * tolerance: return f'the energies are {data:.0f} on data and {samples:.0f} on samples'
     if max(-low, high) > 5 * tolerance: return f'the chains have left the images behind, they are in [{low:.0f}, {high:.0f}]'

@@ -269,9 +269,9 @@ class LostAt30(AdversarialTrainer):
 def test_a_bigan_that_gives_up_is_saved_with_statistics_of_its_averaged_weights(tmp_path):
     made, data = create_model('bigan', (1, 8, 8), latent_dim=8), load_data('digits')
     made.__class__ = type('Own', (BiGAN,), dict(trainer=LostAt30))
-    with pytest.raises(DivergenceError, match='1 rescues are used up'): train(made, data, 'smoke', out=tmp_path / 'run', steps=60, average=0.9, rescues=1, precision='float32', progress=False)
+    with pytest.raises(DivergenceError, match='1 rescues are used up'): train(made, data, 'smoke', out=tmp_path / 'run', steps=60, average=0.9, rescues=1, precision='float32', device='cpu', progress=False)
     saved = load_weights(tmp_path / 'run' / 'model.safetensors')[0]
-    again = AdversarialTrainer(create_model('bigan', (1, 8, 8), latent_dim=8), data, AdversarialTrainer.presets['smoke'], precision='float32')
+    again = AdversarialTrainer(create_model('bigan', (1, 8, 8), latent_dim=8), data, AdversarialTrainer.presets['smoke'], device='cpu', precision='float32')
     again.settings = AdversarialTrainer.presets['cpu']  # any with an average
     again.average = again.model
     again.average.load_state_dict(saved)
