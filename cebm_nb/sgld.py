@@ -136,7 +136,7 @@ def update(self: ReplayBuffer,
     self.chains[index] = x.detach()
     self.ages[index] = torch.where(x.flatten(1).isfinite().all(1), self.ages[index] + 1, -1)
 
-# %% ../nbs/05_sgld.ipynb #b725d2be
+# %% ../nbs/05_sgld.ipynb #12e7c717
 def pick_device(device: str | torch.device = 'auto') -> torch.device:
     "The device by name; 'auto' takes a GPU where there is one. Raises ValueError on a device that this machine lacks."
     if str(device) == 'auto': return torch.device('cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu')
@@ -163,6 +163,7 @@ def native_precisions(device: torch.device) -> tuple:
     "What a device computes fast: ('float32', 'bfloat16'), or ('float32',) where it would only imitate bfloat16, a hundred times slower."
     return ('float32', 'bfloat16') if _has_bfloat16(device) else ('float32',)
 
+# %% ../nbs/05_sgld.ipynb #b77e71f3
 def exact_convolutions(
     device: torch.device,  # where the model is
 ):

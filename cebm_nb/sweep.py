@@ -6,7 +6,7 @@
 __all__ = ['experiments_folder', 'grid_names', 'Row', 'Grid', 'read_grid', 'row_command', 'is_trained', 'missing_parts',
            'claim_rows', 'run_notebook', 'sweep']
 
-# %% ../nbs/18_sweep.ipynb #7ba769e0
+# %% ../nbs/18_sweep.ipynb #10e1ee70
 import importlib
 import json
 import math
@@ -25,10 +25,10 @@ from fastcore.basics import patch
 
 from .data import check_data_name, file_name
 from .evaluation import evaluation_parts
-from .models import check_name, model_names, write_json
+from .models import check_name, write_json
 from .report import command_line
 from .training import write_lock
-from .trainer import Budget, get_settings
+from .trainer import Budget, get_settings, trainable_names
 
 # %% ../nbs/18_sweep.ipynb #ced0c5d3
 def experiments_folder() -> Path:
@@ -42,7 +42,7 @@ def grid_names() -> list:
     "The grids that come with this package."
     return sorted(path.stem for path in experiments_folder().glob('*.yaml'))
 
-# %% ../nbs/18_sweep.ipynb #b73dcd54
+# %% ../nbs/18_sweep.ipynb #8e213142
 @dataclass
 class Row:
     "One run of a grid."
@@ -63,7 +63,7 @@ _words = (*_axes, *_budgets, 'tag', 'preset', 'device', 'precision', 'root', 'im
 
 def _check_row(p):
     check_data_name(p['data'])
-    check_name('model', p['model'], [name for name in model_names if name != 'pixel'])  # pixels are in every evaluation
+    check_name('model', p['model'], trainable_names)  # pixels are in every evaluation
     if not isinstance(p['seed'], int) or isinstance(p['seed'], bool): raise ValueError(f'seed must be a whole number, got {p["seed"]!r}')
     for word in ('settings', 'model_options'):
         if not isinstance(p.get(word, {}), dict): raise ValueError(f'{word} must be names and values, got {p[word]!r}')
