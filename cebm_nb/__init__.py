@@ -1,1 +1,32 @@
+"""Conjugate energy-based models, derived and built cell by cell in notebooks. Names are loaded when they are first used."""
 __version__ = "0.1.0"
+
+from importlib import import_module as _import_module
+
+_names = {
+    'runs': 'train resume load_run Run',
+    'zoo': 'create_model load_model read_card pretrained_names',
+    'data': 'load_data ImageData ImageSet',
+    'models': 'CEBM IGEBM EnergyModel Encodes',
+    'vae': 'VAE',
+    'bigan': 'BiGAN',
+    'conjugacy': 'Prior MixturePrior',
+    'sgld': 'SGLD ReplayBuffer',
+    'fast': 'FrozenEnergy',
+    'evaluation': 'evaluate',
+    'samples': 'sample_images',
+    'settings': 'MODELS FAMILIES ENCODERS SAMPLERS DATA_SETS ModelKind UserError get_settings',
+}
+_modules = ('families conjugacy models settings sgld trainer data encoders vae bigan plots representation detection samples '
+            'conditional evaluation report storage zoo runs fast bench sweep cli').split()
+_where = {name: module for module, names in _names.items() for name in names.split()}
+__all__ = [*_where, 'families', '__version__']
+
+
+def __getattr__(name):
+    if name in _where: return getattr(_import_module(f'{__name__}.{_where[name]}'), name)
+    if name in _modules: return _import_module(f'{__name__}.{name}')
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def __dir__(): return sorted({*globals(), *_where, *_modules} - {'_import_module'})

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from .data import ImageData
 from .representation import nearest_neighbours
 from .samples import ready_to_sample, training_kernel
-from .sgld import SGLD, pick_device
-from .training import Run
+from .fast import frozen, pick_device
+from .models import check_latents
+from .sgld import SGLD
 
 # %% ../nbs/14_conditional.ipynb #5305541a
 def fill_in(
@@ -31,7 +32,7 @@ def fill_in(
     "Images whose unknown pixels are drawn by SGLD from uniform noise on [-1, 1], with the known pixels held."
     if known.dtype != torch.bool: raise ValueError(f'known must be of dtype bool, got {known.dtype}; make it with a comparison')
     start = torch.where(known, images, torch.empty_like(images).uniform_(-1, 1, generator=generator))
-    return torch.where(known, images, kernel.sample(lambda x: energy(torch.where(known, images, x)), start, generator))
+    return torch.where(known, images, kernel(lambda x: energy(torch.where(known, images, x)), start, generator))
 
 # %% ../nbs/14_conditional.ipynb #c5ce7e3d
 def temperature(kernel: SGLD) -> float:
@@ -49,18 +50,19 @@ def denoise(
     if noise_std <= 0: raise ValueError(f'noise_std must be positive, got {noise_std}')
     if kernel.noise_std == 0: raise ValueError('a kernel without noise has temperature 0, where a likelihood counts nothing; give it noise_std > 0')
     pull = temperature(kernel) / (2 * noise_std**2)
-    return kernel.sample(lambda x: energy(x) + pull * ((x - noisy) ** 2).flatten(1).sum(1), noisy, generator)
+    return kernel(lambda x: energy(x) + pull * ((x - noisy) ** 2).flatten(1).sum(1), noisy, generator)
 
 # %% ../nbs/14_conditional.ipynb #27fa5e8e
 def sample_given_latents(
-    model: nn.Module,  # with `log_factor`
+    model: nn.Module,  # a CEBM
     kernel: SGLD,  # how to move, and how far
     z: Tensor,  # latents, (B, D)
     start: Tensor,  # images to start from, (B, C, H, W)
     generator: torch.Generator | None = None,  # of the noise in the steps; on the device of the images
 ) -> Tensor:  # (B, C, H, W)
     "Images drawn by SGLD from p(x | z), which is proportional to exp <t(x), eta(z)>."
-    return kernel.sample(lambda x: -model.log_factor(x, z), start, generator)
+    z = check_latents(z, model.prior.family.dim)
+    return kernel(lambda x: -model.prior.family.inner(model.suff_stats(x), z), start, generator)
 
 def traverse(
     model: nn.Module,  # with `posterior` and `log_factor`
@@ -126,7 +128,8 @@ class _Conditioner:  # one run's kernel and energy, applied to batches of images
     def __call__(self, method, steps, *tensors):
         generator = torch.Generator(self.device).manual_seed(self.seed)
         tensors = [t.to(self.device) if isinstance(t, Tensor) else t for t in tensors]
-        with ready_to_sample(self.run, self.device) as energy: return method(energy, training_kernel(self.run, steps), *tensors, generator).detach().float().cpu()
+        energy = ready_to_sample(self.run, self.device)
+        with frozen(self.model): return method(energy, training_kernel(self.run, steps), *tensors, generator).detach().float().cpu()
 
     def fill(self, steps, images, known): return self(fill_in, steps, images, known)
 
@@ -168,7 +171,7 @@ def _latent_pictures(chains, test, training, columns):
     return pictures | {'traversals': rows}
 
 def conditional_records(
-    run: Run,  # a trained run of an energy-based model
+    run,  # a trained run of an energy-based model
     data: ImageData,  # of the shape that the model is for
     name: str = 'model',  # what to call it in the records
     n: int = 50,  # test images, the first ones

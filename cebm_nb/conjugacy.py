@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, MixtureSameFamily
 
-from .families import ExponentialFamily, Gaussian
+from .families import ExponentialFamily
 
 # %% ../nbs/01_conjugacy.ipynb #26467558
 class Prior(nn.Module):
@@ -30,8 +30,9 @@ class Prior(nn.Module):
     ):
         super().__init__()
         natural = family.standard() if natural is None else natural
-        if natural.dim() != len(self._axes) + len(family.natural_shape) or natural.shape[len(self._axes):] != family.natural_shape:
-            raise ValueError(f'natural must have the shape ({", ".join(map(str, (*self._axes, *family.natural_shape)))}), got {tuple(natural.shape)}')
+        wanted = (*self._axes, *family.natural_shape)
+        if natural.dim() != len(wanted) or natural.shape[len(self._axes):] != family.natural_shape:
+            raise ValueError(f'natural must have the shape ({", ".join(map(str, wanted))}), got {tuple(natural.shape)}')
         if not family.log_normalizer(natural).isfinite().all():
             raise ValueError('natural lies outside the natural domain: its log-normaliser is not finite')
         self.family, self.learn = family, learn
@@ -87,7 +88,7 @@ def components_of(self: Prior, suff_stats: Tensor) -> Tensor:
 class MixturePrior(Prior):
     """A mixture bias with K components of equal weight, all sharing t(x); natural parameters `(K, *family.natural_shape)`.
 
-    Wu et al. 2021, https://arxiv.org/abs/2106.13798, section 3.3: p(y=k | x) is proportional to exp(A(lambda_k + t(x)) - A(lambda_k))."""
+    p(y=k | x) is proportional to exp(A(lambda_k + t(x)) - A(lambda_k)); Wu et al. 2021, section 3.3."""
 
     _axes = ('components',)
 
@@ -139,18 +140,15 @@ def encode(self: MixturePrior, t: Tensor) -> Tensor:
 # %% ../nbs/01_conjugacy.ipynb #a81c7607
 @patch(cls_method=True)
 def random(cls: MixturePrior,
-    family: ExponentialFamily,  # the family of z; it must convert from a Normal
+    family: ExponentialFamily,  # the family of z
     components: int = 20,  # number of components K
-    generator: torch.Generator | None = None,  # where the means come from
+    generator: torch.Generator | None = None,  # where they come from
     learn: bool = False,  # train the components
-    mean_std: float = 1.,  # standard deviation of the means around zero
-    stds: tuple = (1., 1.),  # standard deviations of the components are drawn uniformly between these two
+    **options,  # of the family's `random`
 ):
-    "Components with means drawn from N(0, mean_std^2 I); by default with standard deviations 1, as in the paper's GMM-CEBM."
+    "Components that are random members of a family; for Gaussians by default with means from N(0, I) and sds of 1."
     if components < 1: raise ValueError(f'components must be at least 1, got {components}')
-    means = mean_std * torch.randn(components, family.dim, generator=generator)
-    scales = torch.empty_like(means).uniform_(*stds, generator=generator)
-    return cls(family, family.from_distribution(torch.distributions.Normal(means, scales)), learn)
+    return cls(family, family.random(components, generator, **options), learn)
 
 # %% ../nbs/01_conjugacy.ipynb #05e62fff
 @patch

@@ -16,9 +16,8 @@ from sklearn.metrics import auc, average_precision_score, roc_curve
 from torch import Tensor, nn
 
 from .data import ImageData, ImageSet, load_data, random_patches
-from .models import Pixel
 from .representation import encode_images, nearest_neighbours
-from .sgld import FrozenEnergy, frozen, pick_device
+from .fast import FrozenEnergy, frozen, pick_device
 
 # %% ../nbs/12_detection.ipynb #ff6cc185
 def gradient_norms(
@@ -129,11 +128,12 @@ def detection_scores(
     with frozen(model):
         for name, score in density_scores(model, samples, torch.Generator(device).manual_seed(seed)).items():
             with torch.set_grad_enabled(name == 'gradient norm'):
-                of = lambda images: images.map(score, model.value_range, device).double().numpy()
+                of = lambda images: images.map(score, device).double().numpy()
                 scores[name] = {s: of(images) for s, images in sets.items()}
                 if 'typicality' not in scores:
                     typical = of(some).mean()
                     scores['typicality'] = {s: typicality(values, typical) for s, values in scores[name].items()}
+    if not hasattr(model, 'encode'): return scores
     known = encode_images(model, data.train, device=device)
     scores['distance'] = {s: -nearest_neighbours(encode_images(model, images, device=device), known)[1] for s, images in sets.items()}
     return scores

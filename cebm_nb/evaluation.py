@@ -6,14 +6,13 @@
 __all__ = ['evaluation_parts', 'part_titles', 'Subject', 'Skipped', 'PartResult', 'few_label_part', 'neighbour_figures',
            'neighbours_part', 'ood_part', 'clusters_part', 'samples_part', 'conditional_part', 'part_key', 'evaluate',
            'few_label_table', 'neighbour_table', 'ood_table', 'cluster_table', 'sample_table', 'conditional_table',
-           'compare_with_pixels', 'evaluation_tables', 'Judge']
+           'compare_with_pixels', 'evaluation_tables', 'Validation']
 
 # %% ../nbs/15_evaluation.ipynb #fe1c5b20
-import json
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Callable
 
@@ -26,13 +25,14 @@ from torch import nn
 from .conditional import conditional_records
 from .data import ImageData
 from .detection import detection_records, detection_scores, outlier_sets, stranger_names
-from .models import Pixel, check_name, load_weights, save_weights, write_atomically, write_json
+from .fast import exact_convolutions, pick_device
+from .models import Pixel
 from .plots import plot_chain_energies, plot_confusion, plot_few_label, plot_images, plot_rows, plot_scores, save_figure
 from .representation import balanced_draw, component_record, encode_images, few_label, fit_classifier, kmeans_record, neighbour_record
 from .samples import chain_diagnostics, chain_paths, distance_records, frechet_distance, inception_features, sample_images, train_features
-from .sgld import exact_convolutions, pick_device
+from .settings import check_name
+from .storage import load_weights, read_json, save_weights, write_atomically, write_json, write_lock
 from .trainer import Trainer
-from .training import Run, write_lock
 
 # %% ../nbs/15_evaluation.ipynb #307292fe
 @dataclass
@@ -41,10 +41,10 @@ class Subject:
     model: nn.Module  # a trained model
     data: ImageData  # of the shape that the model is for
     name: str = 'model'  # what to call it in tables
-    run: Run | None = None  # where the model comes from; chains need it
+    run: object = None  # the `Run` that the model comes from; chains need it
     labels: tuple = (1, 10, 100, 'all')  # labels per class
     draws: int = 10  # draws of labelled images
-    root: str | Path | None = None  # folder with downloaded data, for strangers
+    root: str | Path | None = None  # folder with downloaded data, for OOD sets
     device: str = 'auto'  # where to compute
     shared: dict = field(default_factory=dict)  # what does not depend on the model, such as the pixel rows; for the next model on the same data
 
@@ -59,8 +59,13 @@ class Subject:
     @property
     def labelled(self) -> bool: return self.data.train.labels is not None and self.data.test.labels is not None
 
+    def needs(self, *methods: str, images: bool = False):
+        "Raises Skipped where the model lacks all of these methods, or where images are needed and the data are vectors."
+        if methods and not any(hasattr(self.model, m) for m in methods): raise Skipped(f'{self.name} has no {" or ".join(methods)}')
+        if images and len(self.data.in_shape) != 3: raise Skipped(f'{self.data.name} has vectors, this part is for images')
+
 class Skipped(Exception):
-    "A part that cannot be, with the reason."
+    "Raised when a part does not apply, with the reason."
 
 @dataclass
 class PartResult:
@@ -72,6 +77,7 @@ class PartResult:
 # %% ../nbs/15_evaluation.ipynb #4322c3e2
 def few_label_part(s: Subject) -> PartResult:
     "Few-label classification, pixels first."
+    s.needs('encode')
     if not s.labelled: raise Skipped(f'{s.data.name} has no labels')
     labels = s.data.train.labels.numpy(), s.data.test.labels.numpy()
     if len(set(labels[0])) < 2: raise Skipped(f'{s.data.name} has a single class')
@@ -91,16 +97,19 @@ def neighbour_figures(
     rows = {'query': data.test.serve(records[0]['queries'])} | {r['representation']: data.train.serve(r['neighbours']) for r in records}
     labelled = {r['representation']: r['confusion'] for r in records if r['confusion']}
     names = data.class_names or [str(i) for i in range(max(map(len, labelled.values()), default=0))]
-    return {'neighbours': plot_rows(rows)} | ({'confusion': plot_confusion(labelled, names)} if labelled else {})
+    pictures = {'neighbours': plot_rows(rows)} if len(data.in_shape) == 3 else {}
+    return pictures | ({'confusion': plot_confusion(labelled, names)} if labelled else {})
 
 def neighbours_part(s: Subject) -> PartResult:
     "Nearest training images, by pixels and in the representation."
+    s.needs('encode')
     records = [s.once('neighbours', lambda: neighbour_record(s.pixel, s.data, 'pixel', s.device)), neighbour_record(s.model, s.data, s.name, s.device)]
     return PartResult(records, neighbour_figures(records, s.data), [] if s.labelled else [f'agreement: {s.data.name} has no labels'])
 
 # %% ../nbs/15_evaluation.ipynb #d92b763b
 def ood_part(s: Subject) -> PartResult:
     "Out-of-distribution detection by every score that the model has, and by the distance of pixels."
+    s.needs('encode', 'energy', images=True)
     sets = s.once('outliers', lambda: outlier_sets(s.data, root=s.root))
     floor = s.once('ood', lambda: detection_records(detection_scores(s.pixel, s.data, sets, device=s.device), 'pixel'))
     scores = detection_scores(s.model, s.data, sets, device=s.device)
@@ -112,8 +121,9 @@ def ood_part(s: Subject) -> PartResult:
 
 def clusters_part(s: Subject) -> PartResult:
     "Clusters by the components of a mixture, and by k-means."
+    s.needs('responsibilities')
     if not s.labelled: raise Skipped(f'{s.data.name} has no labels')
-    record = component_record(s.model, s.data, s.name, s.device) if hasattr(s.model, 'responsibilities') else {}
+    record = component_record(s.model, s.data, s.name, s.device)
     if not record: raise Skipped(f'{s.name} is not a mixture')
     k = record['clusters']
     return PartResult([s.once(('k-means', k), lambda: kmeans_record(s.pixel, s.data, k, 'pixel', device=s.device)), record, kmeans_record(s.model, s.data, k, s.name, device=s.device)])
@@ -126,7 +136,7 @@ def _chain_samples(s):
     if 'buffer' in paths.images: sets = {'buffer, as training left it': paths.images['buffer'][0]} | sets
     seen = [i for i, mark in enumerate(paths.marks) if mark in (0, 10, 20, 50, 100, 200, last)]
     way = {f'chain {i}': torch.stack([paths.images['noise'][m][i] for m in seen]) for i in range(8)}
-    with torch.no_grad(): real = s.data.test.map(s.model.energy, s.model.value_range, next(s.model.parameters()).device).numpy()
+    with torch.no_grad(): real = s.data.test.map(s.model.energy, next(s.model.parameters()).device).numpy()
     figures = {'chain_way': plot_rows(way, [str(paths.marks[m]) for m in seen]), 'chain_energies': plot_chain_energies(paths.marks, paths.energies, real)}
     diagnosed = {f'from {start}, {last} steps': chain_diagnostics(energies) for start, energies in paths.energies.items()}
     if len(paths.energies) > 1: diagnosed['from either'] = chain_diagnostics(np.concatenate(list(paths.energies.values())))
@@ -135,11 +145,11 @@ def _chain_samples(s):
 # %% ../nbs/15_evaluation.ipynb #3260bfc1
 def samples_part(s: Subject) -> PartResult:
     "Samples, their distance to real images, and how chains converge."
+    s.needs('sample', 'energy', images=True)
     if s.run is None: raise Skipped('a model without its run has no sampler')
     if len(s.data.test) < 8: raise Skipped(f'{s.data.name} has {len(s.data.test)} test images, fewer than 8')
     if hasattr(s.model, 'sample'): sets, diagnosed, figures = {'from prior': sample_images(s.run, 250, device=s.device)}, {}, {}
-    elif hasattr(s.model, 'energy'): sets, diagnosed, figures = _chain_samples(s)
-    else: raise Skipped(f'{s.name} has neither an energy nor a generator')
+    else: sets, diagnosed, figures = _chain_samples(s)
     notes = [f'{what}: samples are not finite; no distances' for what, images in sets.items() if not images.isfinite().all()]
     for what, images in sets.items(): figures['eval_samples_' + what.split(',')[0].replace(' ', '_')] = plot_images(images[:100].nan_to_num())
     records = []
@@ -151,63 +161,83 @@ def samples_part(s: Subject) -> PartResult:
 
 def conditional_part(s: Subject) -> PartResult:
     "Completing and cleaning images with the energy, and what single latent dimensions do."
-    if s.run is None or not hasattr(s.model, 'energy'): raise Skipped(f'{s.name} has no energy with a sampler')
+    s.needs('energy', images=True)
+    if s.run is None: raise Skipped('a model without its run has no sampler')
     records, pictures = conditional_records(s.run, s.data, s.name, device=s.device)
     notes = [f'{r["method"]}, {r["task"]}: chains are not finite; no error' for r in records if r['rmse'] is None]
     return PartResult(records, {name: plot_rows({row: x.nan_to_num() for row, x in rows.items()}) for name, rows in pictures.items()}, notes)
 
 # %% ../nbs/15_evaluation.ipynb #c7f730ac
-_parts = {'few-label': few_label_part, 'neighbours': neighbours_part, 'ood': ood_part, 'clusters': clusters_part, 'samples': samples_part, 'conditional': conditional_part}
+_parts = {'few-label': few_label_part, 'neighbours': neighbours_part, 'ood': ood_part, 'clusters': clusters_part,
+          'samples': samples_part, 'conditional': conditional_part}
 evaluation_parts = list(_parts)
 
 def part_key(part: str) -> str:
     "The key of a part in `eval.json`."
     return part.replace('-', '_')
 
-def _stamp(s): return dict(data=s.data.name, train_images=len(s.data.train), test_images=len(s.data.test), model=s.name,
-                           updates=s.run.config.get('finished', {}).get('updates') if s.run else None)
+def _stamp(s, on):  # what all parts of one evaluation share
+    finished = (s.run.config['run']['finished'] or {}) if s.run else {}
+    return dict(data=s.data.name, fingerprint=s.data.fingerprint, on=on, train_images=len(s.data.train),
+                test_images=len(s.data.test), model=s.name, updates=finished.get('updates'))
 
-def _earlier(folder, stamp):  # what an eval.json of the same model and data holds
-    try: found = json.loads((Path(folder) / 'eval.json').read_text())
-    except (OSError, ValueError): return {}
-    return found if all(found.get(k) == v for k, v in stamp.items()) else {}
+def _earlier(folder, stamp):  # what an eval.json of the same model and data holds; another one is set aside
+    path = Path(folder) / 'eval.json'
+    try: found = read_json(path)
+    except FileNotFoundError: return {}
+    except ValueError: found = {}
+    if found and all(found.get(k) == v for k, v in stamp.items()): return found
+    path.replace(path.with_name('eval-before.json'))
+    return {}
+
+def _state_of(run) -> list:  # a word on a run that was not trained to its end
+    ended = run.config['run']['finished'] if run else dict(status='complete')
+    if ended and ended['status'] == 'complete': return []
+    return [f'training: the model is that of update {ended["updates"]}, the run {ended["status"]}' if ended else 'training: it has not ended']
 
 # %% ../nbs/15_evaluation.ipynb #f5cd87ec
 def evaluate(
-    model: nn.Module | Run,  # a trained model, or a run with one
+    model,  # a trained model, see `Encodes` and `EnergyModel`, or a `Run` with one
     data: ImageData,  # of the shape that the model is for
     name: str | None = None,  # what to call it in the tables; the model's name by default
     draws: int = 10,  # draws of labelled images
     device: str = 'auto',  # where to compute
     parts: list | None = None,  # which of `evaluation_parts`; all when None
     labels: tuple = (1, 10, 100, 'all'),  # labels per class
-    folder: str | Path | None = None,  # where eval.json and figures are written, part by part; parts of an earlier evaluation of the same model and data stay
-    root: str | Path | None = None,  # folder with downloaded data, for strangers
-    shared: dict | None = None,  # pass the same dict for several models on one data set, and what does not depend on the model is computed once
+    on: str | None = None,  # 'test', or 'valid' for choices; None: 'valid' where the data set is named .../validation
+    folder: str | Path | None = None,  # where eval.json and figures go; earlier parts of the same model and data stay
+    root: str | Path | None = None,  # folder with downloaded data, for OOD sets
+    shared: dict | None = None,  # pass the same dict for several models on one data set: floors are computed once
     tell: Callable | None = None,  # called with (part, seconds) after each part
 ) -> dict:  # data, numbers of images, a list of records for each part, skipped (sentences), seconds for each part
-    "Evaluate a model on the test set of `data`, with the pixels beside it; raises ValueError on unknown parts and on data of another shape."
-    run, model = (model, model.model) if isinstance(model, Run) else (None, model)
+    "Evaluate a model on images it has not seen, with the pixels beside it; raises ValueError on unknown parts and other shapes."
+    run, model = (model, model.model) if hasattr(model, 'folder') else (None, model)
     parts = [check_name('part', part, evaluation_parts) for part in (evaluation_parts if parts is None else parts)]
-    if tuple(data.in_shape) != tuple(model.in_shape): raise ValueError(f'the model is for images of shape {tuple(model.in_shape)}, {data.name} has {tuple(data.in_shape)}')
-    s = Subject(model, data, name or (run.config['model']['name'] if run else 'model'), run, tuple(labels), draws, root, device, {} if shared is None else shared)
-    stamp = _stamp(s)
-    result = stamp | {part_key(part): [] for part in evaluation_parts} | dict(skipped=[], seconds={})
+    shape = getattr(model, 'in_shape', None)
+    if shape and tuple(shape) != data.in_shape: raise ValueError(f'the model is for images of shape {tuple(shape)}, {data.name} has {data.in_shape}')
+    on = check_name('part of the data', on or ('valid' if data.name.endswith('/validation') else 'test'), list(data.parts))
+    subject = Subject(model, replace(data, test=data.parts[on], valid=None), name or (run.name if run else type(model).__name__), run,
+                      tuple(labels), draws, root, device, {} if shared is None else shared)
     if folder: Path(folder).mkdir(parents=True, exist_ok=True)
     with write_lock(folder, 'eval') if folder else nullcontext(), exact_convolutions(pick_device(device)):
-        if folder: result |= _earlier(folder, stamp)
-        for part in parts:
-            result[part_key(part)], result['skipped'] = [], [line for line in result['skipped'] if not line.startswith(f'{part}: ')]
-            started = time.monotonic()
-            try: found = _parts[part](s)
-            except Skipped as reason: found = PartResult([], notes=[str(reason)])
-            result[part_key(part)] = found.records
-            result['skipped'] += [f'{part}: {note}' for note in found.notes]
-            result['seconds'][part] = round(time.monotonic() - started, 1)
-            if folder:
-                for stem, figure in found.figures.items(): save_figure(figure, Path(folder) / 'figures' / f'{stem}.png')
-                write_json(Path(folder) / 'eval.json', result)
-            if tell: tell(part, result['seconds'][part])
+        return _evaluate(subject, parts, _stamp(subject, on), folder, tell)
+
+# %% ../nbs/15_evaluation.ipynb #44f0341c
+def _evaluate(s, parts, stamp, folder, tell) -> dict:
+    result = stamp | {part_key(part): [] for part in evaluation_parts} | dict(skipped=[], seconds={})
+    if folder: result |= _earlier(folder, stamp)
+    for part in parts:
+        started = time.monotonic()
+        try: found = _parts[part](s)
+        except Skipped as reason: found = PartResult([], notes=[str(reason)])
+        others = [line for line in result['skipped'] if not line.startswith((f'{part}: ', 'training: '))]
+        result[part_key(part)] = found.records
+        result['skipped'] = _state_of(s.run) + others + [f'{part}: {note}' for note in found.notes]
+        result['seconds'][part] = round(time.monotonic() - started, 1)
+        if folder:
+            for stem, figure in found.figures.items(): save_figure(figure, Path(folder) / 'figures' / f'{stem}.png')
+            write_json(Path(folder) / 'eval.json', result)
+        if tell: tell(part, result['seconds'][part])
     return result
 
 # %% ../nbs/15_evaluation.ipynb #ed80dece
@@ -287,36 +317,39 @@ def evaluation_tables(
     return {part: table for part, table in tables.items() if len(table)}
 
 # %% ../nbs/15_evaluation.ipynb #8412238c
-class Judge:
-    "A callback of `train` that measures a run at intervals, into `health.csv`, and keeps the best model in `best.safetensors`."
+class Validation:
+    "A callback that measures a run at intervals, into `health.csv`, and keeps the best healthy model in `best.safetensors`."
 
     def __init__(self,
+        folder: Path,  # the run folder
         every: int = 500,  # updates between two measurements
         images: int = 2000,  # of the training set, half to fit a classifier and half to score it
         draws: int = 3,  # draws of ten labelled images a class
     ):
         if every < 1: raise ValueError(f'every must be at least 1, got {every}')
-        self.every, self.images, self.draws, self.rows = every, images, draws, None
+        self.folder, self.every, self.images, self.draws, self.rows = Path(folder), every, images, draws, None
 
     def __call__(self, trainer: Trainer, used: float):
         if trainer.step % self.every and used < 1: return
         if self.rows is None: self._begin(trainer)
-        self.rows = [row for row in self.rows if row['step'] < trainer.step]  # a rescue may have gone back
+        self.rows = [row for row in self.rows if row['step'] < trainer.step]  # a rollback may have gone back
         row = dict(step=trainer.step) | self.measure(trainer)
-        if row['well'] and self.score(row) > self.best:
+        if row['healthy'] and self.score(row) > self.best:
             self.best = self.score(row)
-            save_weights(trainer.folder / 'best.safetensors', trainer.average.state_dict(), dict(model=getattr(trainer.model, 'config', None)) | row)
+            about = dict(model=getattr(trainer.model, 'config', None)) | row
+            save_weights(self.folder / 'best.safetensors', trainer.average.state_dict(), about)
         self.rows.append(row)
-        write_atomically(trainer.folder / 'health.csv', lambda p: pd.DataFrame(self.rows).to_csv(p, index=False))
+        write_atomically(self.folder / 'health.csv', lambda p: pd.DataFrame(self.rows).to_csv(p, index=False))
 
     def _begin(self, trainer):
-        path = trainer.folder / 'health.csv'
+        path = self.folder / 'health.csv'
         self.rows = pd.read_csv(path).to_dict('records') if path.is_file() else []  # of a run that goes on
-        try: self.best = self.score(load_weights(path.with_name('best.safetensors'))[1])  # also where a rescue went back behind it
+        try: self.best = self.score(load_weights(self.folder / 'best.safetensors')[1])  # also where a rollback went behind it
         except (FileNotFoundError, ValueError, KeyError): self.best = -math.inf
-        some = trainer.images.subset(torch.randperm(len(trainer.images), generator=torch.Generator().manual_seed(0))[:self.images])
+        order = torch.randperm(len(trainer.images), generator=torch.Generator().manual_seed(0))[:self.images]
+        some, held_out = trainer.images.subset(order.to(trainer.device)), trainer.data.valid
         self.halves = [some.subset(slice(i, None, 2)) for i in (0, 1)]
-        if trainer.held_out is not None: self.halves[1] = trainer.held_out.subset(slice(self.images // 2)).to(trainer.device)
+        if held_out is not None: self.halves[1] = held_out.subset(slice(self.images // 2)).to(trainer.device)
         pixels = self.halves[0].serve(device='cpu').flatten(1).numpy()
         self.centre = pixels.mean(0)
         self.directions = np.linalg.svd(pixels - self.centre, full_matrices=False)[2][:32].T
@@ -324,28 +357,31 @@ class Judge:
 
 # %% ../nbs/15_evaluation.ipynb #6a597947
 @patch
-def score(self: Judge, row: dict) -> float:
+def score(self: Validation, row: dict) -> float:
     "What the best model has most of: accuracy, or nearness of the chains where there are no labels."
     return row['accuracy'] if row['accuracy'] == row['accuracy'] else -row['distance']
 
 @patch
-def measure(self: Judge, trainer: Trainer) -> dict:
-    "The measurements of this moment: accuracy (a fraction), gap, distance, and whether all is well."
+def measure(self: Validation, trainer: Trainer) -> dict:
+    "The measurements of this moment: accuracy (a fraction), gap, distance, and whether the run is healthy."
     trainer.refresh_average()
     model, training = trainer.average, trainer.average.training
-    row = dict(accuracy=math.nan, gap=math.nan, distance=math.nan, well=not trainer.trouble(1.))
-    if self.halves[0].labels is not None: row['accuracy'] = self._accuracy(model, str(trainer.device))
+    row = dict(accuracy=math.nan, gap=math.nan, distance=math.nan, healthy=not trainer.trouble(1.))
+    labels = self.halves[0].labels
+    if labels is not None and len(labels.unique()) > 1 and hasattr(model, 'encode'): row['accuracy'] = self._accuracy(model, str(trainer.device))
     model.train(training)
-    if 'gap' in trainer.rows[-1]: row['gap'] = float(np.nanmedian([r['gap'] for r in trainer.rows[-10:]]))
+    gaps = [r['gap'] for r in trainer.rows[-10:] if r.get('gap', math.nan) == r.get('gap')]
+    if gaps: row['gap'] = float(np.median(gaps))
     if hasattr(trainer, 'buffer'):
         chains = trainer.buffer.chains[trainer.buffer.counted].cpu().flatten(1).clamp(-1, 1).numpy()
         if len(chains) > 1: row['distance'] = frechet_distance(self.real, (chains - self.centre) @ self.directions)
     return row
 
 @patch
-def _accuracy(self: Judge, model, device) -> float:
+def _accuracy(self: Validation, model, device) -> float:
     fit, score = (encode_images(model, half, device=device) for half in self.halves)
-    fit, score = ((f - fit.mean(0)) / (fit - fit.mean(0)).std() for f in (fit, score))
-    labels, counts = [half.labels.cpu().numpy() for half in self.halves], np.unique(self.halves[0].labels.cpu().numpy(), return_counts=True)[1]
-    picks = [balanced_draw(labels[0], min(10, counts.min()), seed) for seed in range(self.draws)]
+    fit, score = ((f - fit.mean(0)) / ((fit - fit.mean(0)).std() or 1.) for f in (fit, score))
+    labels = [half.labels.cpu().numpy() for half in self.halves]
+    fewest = np.unique(labels[0], return_counts=True)[1].min()
+    picks = [balanced_draw(labels[0], min(10, fewest), seed) for seed in range(self.draws)]
     return float(np.mean([fit_classifier(fit[p], labels[0][p])[0].score(score, labels[1]) for p in picks]))

@@ -22,7 +22,7 @@ class ExponentialFamily:
     def __init__(self,
         dim: int,  # number D of latent dimensions, at least 1
     ):
-        if not isinstance(dim, int) or dim < 1: raise ValueError(f'dim must be a whole number of at least 1, got {dim!r}; it is the number of latent dimensions')
+        if not isinstance(dim, int) or dim < 1: raise ValueError(f'dim, the number of latent dimensions, must be at least 1, got {dim!r}')
         self.dim = dim
 
     @property
@@ -35,6 +35,7 @@ class ExponentialFamily:
     def distribution(self, natural: Tensor) -> Distribution: raise NotImplementedError
     def from_distribution(self, dist: Distribution) -> Tensor: raise NotImplementedError
     def standard(self) -> Tensor: raise NotImplementedError
+    def random(self, n: int, generator: torch.Generator | None = None, **options) -> Tensor: raise NotImplementedError
     def sample(self, natural: Tensor, generator: torch.Generator | None = None) -> Tensor: raise NotImplementedError
 
     def __repr__(self): return f'{type(self).__name__}(dim={self.dim})'
@@ -42,7 +43,8 @@ class ExponentialFamily:
 # %% ../nbs/00_families.ipynb #a6ffc7ba
 def _check_shape(what, x, shape):
     if not isinstance(x, Tensor) or x.shape[x.dim() - len(shape):] != shape:
-        raise ValueError(f'{what} must be a tensor of shape (..., {", ".join(map(str, shape))}), got {tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}')
+        got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f'{what} must be a tensor of shape (..., {", ".join(map(str, shape))}), got {got}')
     return x
 
 @patch
@@ -70,6 +72,19 @@ def log_prob(self: ExponentialFamily,
 ) -> Tensor:  # (...)
     "Log-density of z, from the four pieces of the definition."
     return self.inner(natural, z) - self.log_normalizer(natural) + self.log_base_measure(z)
+
+# %% ../nbs/00_families.ipynb #f7b7decf
+@patch
+def expected_stats(self: ExponentialFamily, natural: Tensor) -> Tensor:
+    "E[suff_stats(z)], the gradient of the log-normaliser: `(..., *natural_shape)` -> the same."
+    return torch.func.grad(lambda n: self.log_normalizer(n).sum())(natural)
+
+@patch
+def amortised(self: ExponentialFamily,
+    outputs: Tensor,  # of an encoder, (B, prod(natural_shape))
+) -> Distribution:
+    "The approximate posterior that a VAE's encoder describes, batch shape (B,)."
+    return self.distribution(self.to_natural(outputs.unflatten(1, self.natural_shape)))
 
 # %% ../nbs/00_families.ipynb #f88073f8
 class Gaussian(ExponentialFamily):
@@ -119,7 +134,8 @@ def distribution(self: Gaussian, natural: Tensor) -> Independent:
 def from_distribution(self: Gaussian, dist: Distribution) -> Tensor:
     "Natural parameters of a Normal, or of Independent(Normal, 1): -> (..., dim, 2)."
     base = dist.base_dist if isinstance(dist, Independent) else dist
-    if not isinstance(base, Normal): raise ValueError(f'dist must be a Normal or Independent(Normal, 1), got {type(base).__name__}')
+    if not isinstance(base, Normal):
+        raise ValueError(f'dist must be a Normal or Independent(Normal, 1), got {type(base).__name__}')
     precision = base.scale ** -2
     return torch.stack([base.loc * precision, -precision / 2], -1)
 
@@ -132,5 +148,23 @@ def standard(self: Gaussian) -> Tensor:
 def sample(self: Gaussian, natural: Tensor, generator: torch.Generator | None = None) -> Tensor:
     "One draw for each set of natural parameters, differentiable in them: (..., dim, 2) -> (..., dim)."
     base = self.distribution(natural).base_dist
-    noise = torch.empty_like(base.loc).normal_(generator=generator)  # torch.distributions knows only the global generator
+    noise = torch.empty_like(base.loc).normal_(generator=generator)  # rsample knows only the global generator
     return base.loc + base.scale * noise
+
+# %% ../nbs/00_families.ipynb #b6d6f44c
+@patch
+def random(self: Gaussian,
+    n: int,  # how many
+    generator: torch.Generator | None = None,  # where they come from
+    mean_std: float = 1.,  # standard deviation of the means around zero
+    stds: tuple = (1., 1.),  # standard deviations are drawn uniformly between these two
+) -> Tensor:  # natural parameters, (n, dim, 2)
+    "Random members of the family."
+    means = mean_std * torch.randn(n, self.dim, generator=generator)
+    return self.from_distribution(Normal(means, torch.empty_like(means).uniform_(*stds, generator=generator)))
+
+@patch
+def amortised(self: Gaussian, outputs: Tensor) -> Independent:
+    "A Gaussian from means, then log-variances: (B, 2 dim) -> batch shape (B,)."
+    mean, log_variance = outputs.chunk(2, 1)
+    return Independent(Normal(mean, (log_variance / 2).exp()), 1)

@@ -18,7 +18,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .models import write_atomically
+from .storage import write_atomically
 
 # %% ../nbs/10_plots.ipynb #de25ba4e
 def image_grid(
@@ -140,7 +140,7 @@ def plot_few_label(
 
 # %% ../nbs/10_plots.ipynb #a5ffd87d
 def plot_learning(
-    curves: dict,  # names to tables with the columns step and accuracy (a fraction), as `Judge` leaves them in health.csv
+    curves: dict,  # names to tables with the columns step and accuracy (a fraction), as `Validation` leaves them in health.csv
     groups: dict | None = None,  # names that share a colour, to the name of their group; None: each has its own
 ) -> Figure:
     "Accuracy with ten labels a class, on training images that the classifier has not seen, along the runs."

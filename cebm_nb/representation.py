@@ -23,24 +23,21 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 
 from .data import ImageData, ImageSet
-from .models import Pixel
-from .sgld import exact_convolutions, pick_device
+from .fast import channels_last, exact_convolutions, pick_device
 
 # %% ../nbs/11_representation.ipynb #457caf0a
 @torch.no_grad()
 def encode_images(
-    model: nn.Module,  # with a `value_range`, and the method that is asked for, from (B, C, H, W) to (B, D)
+    model: nn.Module,  # with the method that is asked for, from (B, C, H, W) to (B, D)
     images: ImageSet,  # what to encode
     batch_size: int = 500,  # images at a time
     device: str = 'auto',  # where to compute
     method: str = 'encode',  # of the model; 'responsibilities' gives the components of a mixture
 ) -> np.ndarray:  # float32, (N, D)
     "Representations of all images; raises ValueError if the model is for images of another shape or its representations are not finite."
-    shape = tuple(images.images.shape[1:])
-    if shape != tuple(model.in_shape): raise ValueError(f'the model is for images of shape {tuple(model.in_shape)}, the data have {shape}')
-    model, device = model.eval(), pick_device(device)
-    model.to(device)
-    with exact_convolutions(device): features = images.map(getattr(model, method), model.value_range, device, batch_size).float().numpy()
+    device = pick_device(device)
+    model = channels_last(model.eval().to(device))
+    with exact_convolutions(device): features = images.map(getattr(model, method), device, batch_size).float().numpy()
     if not np.isfinite(features).all(): raise ValueError('the model gives representations that are not finite; it has diverged')
     return features
 
