@@ -29,7 +29,7 @@ from .data import ImageData, ImageSet
 from .fast import FrozenEnergy, channels_last, frozen, mixed_precision, native_precisions, pick_device
 from .plots import save_figure
 from .runs import machine
-from .settings import check_name, get_settings
+from .settings import UserError, check_name, get_settings
 from .sgld import SGLD
 from .storage import write_json
 from .trainer import EnergyTrainer, contrastive_loss
@@ -42,7 +42,7 @@ def take_turns(
     device: torch.device = torch.device('cpu'),  # on a GPU, a call ends when the GPU is done
 ) -> dict:  # names to the median of seconds a call
     "Time functions side by side: one call of each in turn, so that all of them see the same weather."
-    if repeats < 1: raise ValueError(f'repeats must be at least 1, got {repeats}')
+    if repeats < 1: raise UserError(f'repeats must be at least 1, got {repeats}')
     def done():
         if device.type == 'cuda': torch.cuda.synchronize(device)
     seconds = {name: [] for name in contenders}
@@ -241,7 +241,7 @@ def run_bench(
 ) -> dict:  # what bench.json holds
     "Time steps, updates, encodings and growth; raises ValueError on unknown parts."
     for part in parts: check_name('part', part, list(bench_parts))
-    if repeats < 1: raise ValueError(f'repeats must be at least 1, got {repeats}')
+    if repeats < 1: raise UserError(f'repeats must be at least 1, got {repeats}')
     out, result = Path(out), dict(machine=machine(), device=str(pick_device(device)), threads=torch.get_num_threads(), repeats=repeats)
     out.mkdir(parents=True, exist_ok=True)
     def save(): write_json(out / 'bench.json', result)

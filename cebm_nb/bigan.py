@@ -17,7 +17,7 @@ from .conjugacy import Prior
 from .encoders import ConvEncoder
 from .fast import frozen
 from .models import check_inputs, check_latents, output_shape, widen
-from .settings import bigan_presets
+from .settings import UserError, bigan_presets
 from .trainer import Trainer
 
 # %% ../nbs/09_bigan.ipynb #6cc4967d
@@ -64,8 +64,8 @@ class BiGAN(nn.Module):
         self.encoder, self.generator, self.discriminator, self.prior = encoder, generator, discriminator, prior
         self.in_shape = tuple(encoder.in_shape if in_shape is None else in_shape)
         dim, made = prior.family.dim, output_shape(generator, (prior.family.dim,))
-        if (got := output_shape(encoder, self.in_shape)) != (dim,): raise ValueError(f'the encoder must give {dim} latents, it gives {got}')
-        if made != self.in_shape: raise ValueError(f'the generator makes images of shape {made}, the encoder reads {self.in_shape}')
+        if (got := output_shape(encoder, self.in_shape)) != (dim,): raise UserError(f'the encoder must give {dim} latents, it gives {got}')
+        if made != self.in_shape: raise UserError(f'the generator makes images of shape {made}, the encoder reads {self.in_shape}')
 
     def encode(self, x: Tensor) -> Tensor:
         "The representation E(x): `(B, *in_shape)` -> (B, D)."

@@ -19,6 +19,7 @@ from .representation import nearest_neighbours
 from .samples import ready_to_sample, training_kernel
 from .fast import frozen, pick_device
 from .models import check_latents
+from .settings import UserError
 from .sgld import SGLD
 
 # %% ../nbs/14_conditional.ipynb #5305541a
@@ -30,7 +31,7 @@ def fill_in(
     generator: torch.Generator | None = None,  # of the noise; on the device of the images
 ) -> Tensor:  # (B, C, H, W), equal to the images where they are known
     "Images whose unknown pixels are drawn by SGLD from uniform noise on [-1, 1], with the known pixels held."
-    if known.dtype != torch.bool: raise ValueError(f'known must be of dtype bool, got {known.dtype}; make it with a comparison')
+    if known.dtype != torch.bool: raise UserError(f'known must be of dtype bool, got {known.dtype}; make it with a comparison')
     start = torch.where(known, images, torch.empty_like(images).uniform_(-1, 1, generator=generator))
     return torch.where(known, images, kernel(lambda x: energy(torch.where(known, images, x)), start, generator))
 
@@ -47,8 +48,8 @@ def denoise(
     generator: torch.Generator | None = None,  # of the noise in the steps; on the device of the images
 ) -> Tensor:  # (B, C, H, W)
     "Images drawn by SGLD from the posterior given a noisy copy, starting there."
-    if noise_std <= 0: raise ValueError(f'noise_std must be positive, got {noise_std}')
-    if kernel.noise_std == 0: raise ValueError('a kernel without noise has temperature 0, where a likelihood counts nothing; give it noise_std > 0')
+    if noise_std <= 0: raise UserError(f'noise_std must be positive, got {noise_std}')
+    if kernel.noise_std == 0: raise UserError('a kernel without noise has temperature 0, where a likelihood counts nothing; give it noise_std > 0')
     pull = temperature(kernel) / (2 * noise_std**2)
     return kernel(lambda x: energy(x) + pull * ((x - noisy) ** 2).flatten(1).sum(1), noisy, generator)
 
@@ -74,7 +75,7 @@ def traverse(
 ) -> Tensor:  # (n, C, H, W)
     "Images given the latents of one image with a single dimension changed, each chain starting from that image."
     z = model.posterior(image).mean.detach().repeat(len(values), 1)
-    if not 0 <= dimension < z.shape[1]: raise ValueError(f'dimension must be from 0 to {z.shape[1] - 1}, got {dimension}')
+    if not 0 <= dimension < z.shape[1]: raise UserError(f'dimension must be from 0 to {z.shape[1] - 1}, got {dimension}')
     z[:, dimension] = values
     return sample_given_latents(model, kernel, z, image.repeat(len(values), 1, 1, 1), generator)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, MixtureSameFamily
 
 from .families import ExponentialFamily
+from .settings import UserError
 
 # %% ../nbs/01_conjugacy.ipynb #26467558
 class Prior(nn.Module):
@@ -32,9 +33,9 @@ class Prior(nn.Module):
         natural = family.standard() if natural is None else natural
         wanted = (*self._axes, *family.natural_shape)
         if natural.dim() != len(wanted) or natural.shape[len(self._axes):] != family.natural_shape:
-            raise ValueError(f'natural must have the shape ({", ".join(map(str, wanted))}), got {tuple(natural.shape)}')
+            raise UserError(f'natural must have the shape ({", ".join(map(str, wanted))}), got {tuple(natural.shape)}')
         if not family.log_normalizer(natural).isfinite().all():
-            raise ValueError('natural lies outside the natural domain: its log-normaliser is not finite')
+            raise UserError('natural lies outside the natural domain: its log-normaliser is not finite')
         self.family, self.learn = family, learn
         if learn: self.free = nn.Parameter(family.to_free(natural))
         else: self.register_buffer('fixed', natural)
@@ -147,7 +148,7 @@ def random(cls: MixturePrior,
     **options,  # of the family's `random`
 ):
     "Components that are random members of a family; for Gaussians by default with means from N(0, I) and sds of 1."
-    if components < 1: raise ValueError(f'components must be at least 1, got {components}')
+    if components < 1: raise UserError(f'components must be at least 1, got {components}')
     return cls(family, family.random(components, generator, **options), learn)
 
 # %% ../nbs/01_conjugacy.ipynb #05e62fff

@@ -24,7 +24,7 @@ from fastcore.basics import patch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from .settings import DATA_SETS, check_name
+from .settings import DATA_SETS, UserError, check_name
 
 # %% ../nbs/06_data.ipynb #2f693df4
 @dataclass
@@ -36,11 +36,11 @@ class ImageSet:
     def __post_init__(self):
         kind = self.images.dtype, self.images.dim()
         if kind not in ((torch.uint8, 4), (torch.float32, 2)):
-            raise ValueError(f'images must be uint8 (N, C, H, W) or float32 (N, D), got {kind[0]} {tuple(self.images.shape)}; '
+            raise UserError(f'images must be uint8 (N, C, H, W) or float32 (N, D), got {kind[0]} {tuple(self.images.shape)}; '
                              'use ImageData.from_arrays')
-        if not len(self.images): raise ValueError('images must not be empty')
+        if not len(self.images): raise UserError('images must not be empty')
         if self.labels is not None and len(self.labels) != len(self.images):
-            raise ValueError(f'labels must be as many as images, got {len(self.labels)} labels for {len(self.images)} images')
+            raise UserError(f'labels must be as many as images, got {len(self.labels)} labels for {len(self.images)} images')
 
     def __len__(self): return len(self.images)
 
@@ -76,26 +76,26 @@ _readings = {(0, 1): 'if 0 is black', (-1, 1): 'if -1 is black', (0, 255): 'if 2
 
 def _bytes_of(x: Tensor, value_range) -> Tensor:  # uint8, from any range that is stated or beyond doubt
     if x.dtype == torch.uint8 and value_range in (None, (0, 255)): return x
-    if x.is_complex() or x.dtype == torch.bool or not x.isfinite().all(): raise ValueError(f'images must be finite numbers, got {x.dtype}')
+    if x.is_complex() or x.dtype == torch.bool or not x.isfinite().all(): raise UserError(f'images must be finite numbers, got {x.dtype}')
     low, high = x.min().item(), x.max().item()
     if value_range is None:
         if low < 0 and low >= -1 and high <= 1 and x.is_floating_point(): value_range = (-1, 1)
         else:
             likely = [r for r in _readings if r[0] <= low and high <= r[1]]
             said = ' or '.join(f'value_range={r} {_readings[r]}' for r in likely) or 'value_range=(black, white)'
-            raise ValueError(f'images are {x.dtype} from {low:g} to {high:g}; say what is meant: {said}')
+            raise UserError(f'images are {x.dtype} from {low:g} to {high:g}; say what is meant: {said}')
     black, white = value_range
     if low < min(black, white) or high > max(black, white):
-        raise ValueError(f'images must be in the stated range {tuple(value_range)}, got {low:g} to {high:g}')
+        raise UserError(f'images must be in the stated range {tuple(value_range)}, got {low:g} to {high:g}')
     return ((x.double() - black) * (255 / (white - black))).round().to(torch.uint8)
 
 def _channels_first(x: Tensor, layout) -> Tensor:  # (N, C, H, W)
     if x.dim() == 3: return x[:, None]
-    if x.dim() != 4: raise ValueError(f'images must be (N, H, W), (N, H, W, C) or (N, C, H, W), vectors (N, D), got {tuple(x.shape)}')
+    if x.dim() != 4: raise UserError(f'images must be (N, H, W), (N, H, W, C) or (N, C, H, W), vectors (N, D), got {tuple(x.shape)}')
     first, last = x.shape[1] in (1, 3), x.shape[3] in (1, 3)
     if first and last and layout is None:
-        raise ValueError(f"images of shape {tuple(x.shape)} have two readings; say layout='NCHW' or layout='NHWC'")
-    if not (first or last): raise ValueError(f'images must have 1 or 3 channels, first or last, got {tuple(x.shape)}')
+        raise UserError(f"images of shape {tuple(x.shape)} have two readings; say layout='NCHW' or layout='NHWC'")
+    if not (first or last): raise UserError(f'images must have 1 or 3 channels, first or last, got {tuple(x.shape)}')
     return x.permute(0, 3, 1, 2) if layout == 'NHWC' or layout is None and not first else x
 
 # %% ../nbs/06_data.ipynb #7bbcaf67
@@ -104,16 +104,16 @@ def _as_tensor(images) -> Tensor:
     if not isinstance(images, (np.ndarray, Tensor, list, tuple)):
         hints = dict(DataLoader='pass its dataset', Dataset='pass its columns, such as ds["image"]')
         hint = hints.get(type(images).__name__, 'pass a numpy array, a tensor or a list of PIL images')
-        raise ValueError(f'images must be an array, got {type(images).__name__}; {hint}')
+        raise UserError(f'images must be an array, got {type(images).__name__}; {hint}')
     try: return images if isinstance(images, Tensor) else torch.from_numpy(np.ascontiguousarray(images))
-    except (TypeError, ValueError) as error: raise ValueError(f'images must be an array of numbers: {error}') from None
+    except (TypeError, ValueError) as error: raise UserError(f'images must be an array of numbers: {error}') from None
 
 def _as_labels(labels) -> tuple:  # (N,) numbers or words, as an array
     y = labels.cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
     if y.ndim == 2 and y.shape[1] == 1: y = y[:, 0]
     words = y.dtype.kind in 'US'
     if y.ndim != 1 or not words and (y.dtype.kind not in 'iuf' or (y != np.round(y)).any() or (y < 0).any()):
-        raise ValueError(f'labels must be one whole number from 0 up, or one word, for each image, got {y.dtype} {y.shape}')
+        raise UserError(f'labels must be one whole number from 0 up, or one word, for each image, got {y.dtype} {y.shape}')
     return y
 
 @patch(cls_method=True)
@@ -126,12 +126,12 @@ def from_array(cls: ImageSet,
     "An image set from an array; raises ValueError on what is no image or has two readings."
     x, y = _as_tensor(images), None if labels is None else torch.from_numpy(_as_labels(labels).astype(np.int64))
     if x.dim() != 2: return cls(_bytes_of(_channels_first(x, layout), value_range).contiguous(), y)
-    if not x.is_floating_point() or not x.isfinite().all(): raise ValueError(f'vectors must be finite floats, got {x.dtype}')
+    if not x.is_floating_point() or not x.isfinite().all(): raise UserError(f'vectors must be finite floats, got {x.dtype}')
     return cls(x.float().contiguous(), y)
 
 # %% ../nbs/06_data.ipynb #b6feb361
 def _held_out(images: ImageSet, fraction: float) -> Tensor:  # (N,), true for those that a hash of their content holds out
-    if not 0 < fraction < 1: raise ValueError(f'fraction must lie between 0 and 1, got {fraction}')
+    if not 0 < fraction < 1: raise UserError(f'fraction must lie between 0 and 1, got {fraction}')
     hashes = [hashlib.blake2b(image.numpy().tobytes(), digest_size=8).digest() for image in images.images.cpu()]
     places = torch.tensor([int.from_bytes(h, 'big') / 2**64 for h in hashes], dtype=torch.float64)
     out, labels = places < fraction, torch.zeros(len(images)) if images.labels is None else images.labels
@@ -139,7 +139,7 @@ def _held_out(images: ImageSet, fraction: float) -> Tensor:  # (N,), true for th
         members = (labels == c).nonzero().flatten()
         order = members[places[members].argsort()]
         if places[order[0]] < places[order[-1]]: out[order[0]], out[order[-1]] = True, False
-    if out.all() or not out.any(): raise ValueError(f'{len(images)} images cannot be split; at least 2 different ones are needed')
+    if out.all() or not out.any(): raise UserError(f'{len(images)} images cannot be split; at least 2 different ones are needed')
     return out
 
 def split_by_content(
@@ -163,7 +163,7 @@ class ImageData:
 
     def __post_init__(self):
         shapes = {tuple(part.images.shape[1:]) for part in self.parts.values()}
-        if len(shapes) > 1: raise ValueError(f'all parts must have one image shape, got {" and ".join(map(str, sorted(shapes)))}')
+        if len(shapes) > 1: raise UserError(f'all parts must have one image shape, got {" and ".join(map(str, sorted(shapes)))}')
 
     @property
     def parts(self) -> dict:
@@ -198,7 +198,7 @@ def _images_and_labels(images, labels):  # also from a torch Dataset of (image, 
     if not isinstance(images, torch.utils.data.Dataset): return images, labels
     pairs = [images[i] for i in range(len(images))]
     if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
-        raise ValueError(f'a Dataset must give pairs (image, label), {type(images).__name__} does not; pass arrays')
+        raise UserError(f'a Dataset must give pairs (image, label), {type(images).__name__} does not; pass arrays')
     first = pairs[0][0]
     stacked = [p[0] for p in pairs] if isinstance(first, Image.Image) else torch.stack([torch.as_tensor(p[0]) for p in pairs])
     return stacked, [int(p[1]) for p in pairs]
@@ -284,11 +284,11 @@ debian_fashion_mnist = Path('/usr/share/datasets/fashion-mnist')
 
 def _read_idx(path: Path) -> np.ndarray:  # the format of MNIST's files, gzipped
     try: raw = gzip.decompress(path.read_bytes())
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error: raise ValueError(f'{path} is damaged: {error}') from None
-    if raw[:3] != b'\0\0\x08' or len(raw) < 4 + 4 * raw[3]: raise ValueError(f'{path} is not an idx file of bytes')
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error: raise UserError(f'{path} is damaged: {error}') from None
+    if raw[:3] != b'\0\0\x08' or len(raw) < 4 + 4 * raw[3]: raise UserError(f'{path} is not an idx file of bytes')
     shape = np.frombuffer(raw, '>u4', count=raw[3], offset=4)
     if len(raw) != 4 + 4 * raw[3] + math.prod(map(int, shape)):
-        raise ValueError(f'{path} is cut short: {len(raw)} bytes for shape {tuple(shape)}')
+        raise UserError(f'{path} is cut short: {len(raw)} bytes for shape {tuple(shape)}')
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape)
 
 def _debian(folder: Path) -> list:
@@ -364,16 +364,16 @@ _depths = (255, 1023, 4095, 16383, 65535)  # the largest values of 8, 10, 12, 14
 def _open_image(path: Path) -> np.ndarray:  # (H, W) or (H, W, 3), uint8 or, from deeper files, uint16
     try:
         with Image.open(path) as image: return _pixels(image)
-    except Image.DecompressionBombError as error: raise ValueError(f'{path} is too large to be read: {error}') from None
+    except Image.DecompressionBombError as error: raise UserError(f'{path} is too large to be read: {error}') from None
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise ValueError(f'{path} cannot be read as an image ({error}); repair or remove it') from None
+        raise UserError(f'{path} cannot be read as an image ({error}); repair or remove it') from None
 
 def _pixels(image) -> np.ndarray:
     image = ImageOps.exif_transpose(image)
-    if image.mode == 'F': raise ValueError('it holds floats; save it with 8 or 16 bits')
+    if image.mode == 'F': raise UserError('it holds floats; save it with 8 or 16 bits')
     if image.mode.startswith('I'):
         values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535: raise ValueError('its values are not those of 16 bits')
+        if values.min() < 0 or values.max() > 65535: raise UserError('its values are not those of 16 bits')
         return values.astype(np.uint16)
     grey = image.mode in ('1', 'L', 'LA')
     if 'A' in image.getbands() or 'transparency' in image.info:
@@ -399,7 +399,7 @@ def _stack_images(images: list, size=None, names=None) -> np.ndarray:  # PIL ima
     for a, name in zip(arrays, names):
         (h, w), (h0, w0) = a.shape[:2], arrays[0].shape[:2]
         if (h, w) != (h0, w0):
-            raise ValueError(f'images must have one size: {names[0]} is {w0}x{h0}, {name} is {w}x{h}; pass image_size (--image-size) to scale them')
+            raise UserError(f'images must have one size: {names[0]} is {w0}x{h0}, {name} is {w}x{h}; pass image_size (--image-size) to scale them')
     if any(a.ndim == 3 for a in arrays): arrays = [a if a.ndim == 3 else np.repeat(a[..., None], 3, 2) for a in arrays]
     return np.stack(arrays)
 
@@ -433,9 +433,9 @@ def _read_part(folder: Path, size, skipped: list) -> tuple:  # images and the na
         if inside: classes[path.name] = inside
         else: skipped.append((path, 'a folder without images'))
     if classes and files:
-        raise ValueError(f'{folder} holds both images ({files[0].name}, ...) and sub-folders of images ({next(iter(classes))}, ...); use one or the other')
+        raise UserError(f'{folder} holds both images ({files[0].name}, ...) and sub-folders of images ({next(iter(classes))}, ...); use one or the other')
     pairs = [(f, c) for c, inside in classes.items() for f in inside] or [(f, None) for f in files]
-    if not pairs: raise ValueError(f'{folder} holds no images ({", ".join(image_extensions)}), nor sub-folders with images')
+    if not pairs: raise UserError(f'{folder} holds no images ({", ".join(image_extensions)}), nor sub-folders with images')
     names = [f for f, _ in pairs]
     return _stack_images([_open_image(f) for f in names], size, names), [c for _, c in pairs] if classes else None
 
@@ -453,7 +453,7 @@ def load_folder(
     read = {part: _read_part(folder, size, skipped) for part, folder in parts.items()}
     classes = {part: set(labels) if labels else None for part, (_, labels) in read.items()}
     if any(c != classes['train'] for c in classes.values()):
-        raise ValueError(f'all parts of {path} must have the same classes, got ' + ', '.join(f'{part}: {sorted(c or [])}' for part, c in classes.items()))
+        raise UserError(f'all parts of {path} must have the same classes, got ' + ', '.join(f'{part}: {sorted(c or [])}' for part, c in classes.items()))
     def part(name): return read.get(name, (None, None))
     data = ImageData.from_arrays(*part('train'), *part('test'), *part('valid'), name=f'folder:{path}')
     return replace(data, skipped=skipped)
@@ -475,9 +475,9 @@ def load_npz(
     try:
         with np.load(path, allow_pickle=False) as file: arrays = {key: file[key] for key in file.files}
     except (ValueError, OSError, EOFError, zlib.error, KeyError, AttributeError) as error:
-        raise ValueError(f'{path} cannot be read as numpy arrays: {str(error).splitlines()[0]}') from None
+        raise UserError(f'{path} cannot be read as numpy arrays: {str(error).splitlines()[0]}') from None
     keys = [f'{part}_{what}' for part in ('train', 'test', 'val') for what in ('images', 'labels')]
-    if 'train_images' not in arrays: raise ValueError(f'{path} must have {", ".join(keys)} (or some of them), it has {", ".join(arrays) or "nothing"}')
+    if 'train_images' not in arrays: raise UserError(f'{path} must have {", ".join(keys)} (or some of them), it has {", ".join(arrays) or "nothing"}')
     if size:
         for key in (k for k in keys if k.endswith('images') and k in arrays): arrays[key] = np.stack([_fit(a, size) for a in arrays[key]])
     return ImageData.from_arrays(*[arrays.get(key) for key in keys], name=f'npz:{path}')
@@ -493,7 +493,7 @@ def data_folder() -> Path:
 def check_data_name(name: str) -> str:
     "`name` itself; raises UserError unless it is one of DATA_SETS, folder:PATH or npz:FILE, alone or with /validation."
     kind = str(name).split(':')[0]
-    if str(name) in ('folder:PATH', 'npz:FILE'): raise ValueError(f'{name} stands for one of yours, such as folder:photos')
+    if str(name) in ('folder:PATH', 'npz:FILE'): raise UserError(f'{name} stands for one of yours, such as folder:photos')
     if ':' not in str(name) or kind not in _kinds:
         check_name('data set', str(name).removesuffix('/validation'), [*DATA_SETS, 'folder:PATH', 'npz:FILE'])
     return name
@@ -511,7 +511,7 @@ def load_data(
 ) -> ImageData:
     "A data set by name; raises ValueError on unknown names and unusable files, ConnectionError when a download fails."
     kind, _, path = check_data_name(name).partition(':')
-    if image_size is not None and not path: raise ValueError(f"image_size is for 'folder:PATH' and 'npz:FILE', {name} has images of one size")
+    if image_size is not None and not path: raise UserError(f"image_size is for 'folder:PATH' and 'npz:FILE', {name} has images of one size")
     whole = name.removesuffix('/validation')
     if not path: data = DATA_SETS.find(whole)(Path(root) if root else _root(whole), download)
     else:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .data import ImageData, ImageSet, load_data, random_patches
 from .representation import encode_images, nearest_neighbours
 from .fast import FrozenEnergy, frozen, pick_device
+from .settings import UserError
 
 # %% ../nbs/12_detection.ipynb #ff6cc185
 def gradient_norms(
@@ -103,7 +104,7 @@ def detection_record(
 ) -> dict:  # auroc, aupr, fpr95, each also with _low and _high, and the numbers of images
     "Detection figures with 95 % bootstrap intervals; raises ValueError on scores that are not finite."
     for where, scores in (('inside', inside), ('outside', outside)):
-        if bad := int((~np.isfinite(scores)).sum()): raise ValueError(f'{bad} of {len(scores):,} scores {where} are not finite')
+        if bad := int((~np.isfinite(scores)).sum()): raise UserError(f'{bad} of {len(scores):,} scores {where} are not finite')
     rng = np.random.default_rng(seed)
     drawn = np.array([detection_figures(rng.choice(inside, len(inside)), rng.choice(outside, len(outside))) for _ in range(resamples)])
     low, high = np.quantile(drawn, (0.025, 0.975), axis=0).tolist()

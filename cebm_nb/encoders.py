@@ -11,7 +11,7 @@ from operator import index
 import torch
 from torch import Tensor, nn
 
-from .settings import check_name
+from .settings import UserError, check_name
 
 # %% ../nbs/07_encoders.ipynb #8c7a7f46
 def check_in_shape(
@@ -23,7 +23,7 @@ def check_in_shape(
     if len(shape) == 1 and shape[0] >= 1: return shape
     if len(shape) == 3 and shape[0] in (1, 3) and all(8 <= n <= 64 for n in shape[1:]): return shape
     hint = '; scale the images with image_size (--image-size)' if len(shape) == 3 and shape[0] in (1, 3) else ''
-    raise ValueError('in_shape must be (channels, height, width) with 1 or 3 channels and sides from 8 to 64, '
+    raise UserError('in_shape must be (channels, height, width) with 1 or 3 channels and sides from 8 to 64, '
                      f'or (features,), got {in_shape}{hint}')
 
 # %% ../nbs/07_encoders.ipynb #09a1c938
@@ -35,7 +35,7 @@ class Encoder(nn.Module):
         out_features: int,  # length of the output vector, at least 1
     ):
         super().__init__()
-        if out_features < 1: raise ValueError(f'out_features must be at least 1, got {out_features}')
+        if out_features < 1: raise UserError(f'out_features must be at least 1, got {out_features}')
         self.in_shape, self.out_features = check_in_shape(in_shape), out_features
 
     def _build(self, *layers):  # the layers in front of the last, linear one; its input size is measured, not computed
@@ -69,7 +69,7 @@ class ConvEncoder(Encoder):
         needs_images(self)
         check_name('activation', activation, list(activations))
         if not len(channels) == len(kernels) == len(strides):
-            raise ValueError('channels, kernels and strides must have one number for each convolution, '
+            raise UserError('channels, kernels and strides must have one number for each convolution, '
                              f'got {len(channels)}, {len(kernels)} and {len(strides)}')
         def then(norm, drop): return [*[norm] * batch_norm, activations[activation](), *[drop(dropout)] * (dropout > 0)]
         layers, width = [], self.in_shape[0]
@@ -84,7 +84,7 @@ class ConvEncoder(Encoder):
 def needs_images(encoder: Encoder):
     "Raises ValueError where an encoder of images is made for vectors."
     if len(encoder.in_shape) != 3:
-        raise ValueError(f'{type(encoder).__name__} needs images (channels, height, width), got in_shape {encoder.in_shape}; '
+        raise UserError(f'{type(encoder).__name__} needs images (channels, height, width), got in_shape {encoder.in_shape}; '
                          'use MLPEncoder')
 
 # %% ../nbs/07_encoders.ipynb #c6bb85a4

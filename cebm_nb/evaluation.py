@@ -30,7 +30,7 @@ from .models import Pixel
 from .plots import plot_chain_energies, plot_confusion, plot_few_label, plot_images, plot_rows, plot_scores, save_figure
 from .representation import balanced_draw, component_record, encode_images, few_label, fit_classifier, kmeans_record, neighbour_record
 from .samples import chain_diagnostics, chain_paths, distance_records, frechet_distance, inception_features, sample_images, train_features
-from .settings import check_name
+from .settings import UserError, check_name
 from .storage import load_weights, read_json, save_weights, write_atomically, write_json, write_lock
 from .trainer import Trainer
 
@@ -214,7 +214,7 @@ def evaluate(
     run, model = (model, model.model) if hasattr(model, 'folder') else (None, model)
     parts = [check_name('part', part, evaluation_parts) for part in (evaluation_parts if parts is None else parts)]
     shape = getattr(model, 'in_shape', None)
-    if shape and tuple(shape) != data.in_shape: raise ValueError(f'the model is for images of shape {tuple(shape)}, {data.name} has {data.in_shape}')
+    if shape and tuple(shape) != data.in_shape: raise UserError(f'the model is for images of shape {tuple(shape)}, {data.name} has {data.in_shape}')
     on = check_name('part of the data', on or ('valid' if data.name.endswith('/validation') else 'test'), list(data.parts))
     subject = Subject(model, replace(data, test=data.parts[on], valid=None), name or (run.name if run else type(model).__name__), run,
                       tuple(labels), draws, root, device, {} if shared is None else shared)
@@ -326,7 +326,7 @@ class Validation:
         images: int = 2000,  # of the training set, half to fit a classifier and half to score it
         draws: int = 3,  # draws of ten labelled images a class
     ):
-        if every < 1: raise ValueError(f'every must be at least 1, got {every}')
+        if every < 1: raise UserError(f'every must be at least 1, got {every}')
         self.folder, self.every, self.images, self.draws, self.rows = Path(folder), every, images, draws, None
 
     def __call__(self, trainer: Trainer, used: float):

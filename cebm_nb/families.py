@@ -13,6 +13,8 @@ from fastcore.basics import patch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
+from .settings import UserError
+
 # %% ../nbs/00_families.ipynb #a617db24
 class ExponentialFamily:
     """An exponential family over z of shape (..., dim): p(z) = h(z) exp(<natural, suff_stats(z)> - log_normalizer(natural)).
@@ -22,7 +24,7 @@ class ExponentialFamily:
     def __init__(self,
         dim: int,  # number D of latent dimensions, at least 1
     ):
-        if not isinstance(dim, int) or dim < 1: raise ValueError(f'dim, the number of latent dimensions, must be at least 1, got {dim!r}')
+        if not isinstance(dim, int) or dim < 1: raise UserError(f'dim, the number of latent dimensions, must be at least 1, got {dim!r}')
         self.dim = dim
 
     @property
@@ -44,7 +46,7 @@ class ExponentialFamily:
 def _check_shape(what, x, shape):
     if not isinstance(x, Tensor) or x.shape[x.dim() - len(shape):] != shape:
         got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f'{what} must be a tensor of shape (..., {", ".join(map(str, shape))}), got {got}')
+        raise UserError(f'{what} must be a tensor of shape (..., {", ".join(map(str, shape))}), got {got}')
     return x
 
 @patch
@@ -135,7 +137,7 @@ def from_distribution(self: Gaussian, dist: Distribution) -> Tensor:
     "Natural parameters of a Normal, or of Independent(Normal, 1): -> (..., dim, 2)."
     base = dist.base_dist if isinstance(dist, Independent) else dist
     if not isinstance(base, Normal):
-        raise ValueError(f'dist must be a Normal or Independent(Normal, 1), got {type(base).__name__}')
+        raise UserError(f'dist must be a Normal or Independent(Normal, 1), got {type(base).__name__}')
     precision = base.scale ** -2
     return torch.stack([base.loc * precision, -precision / 2], -1)
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .models import energy_function
+from .settings import UserError
 
 # %% ../nbs/20_fast.ipynb #12e7c717
 def pick_device(device: str | torch.device = 'auto') -> torch.device:
@@ -31,7 +32,7 @@ def pick_device(device: str | torch.device = 'auto') -> torch.device:
         device = torch.device(device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:
-        raise ValueError(f'device {str(device)!r} is not available here: {str(error).splitlines()[0]}') from None
+        raise UserError(f'device {str(device)!r} is not available here: {str(error).splitlines()[0]}') from None
     return device
 
 def _has_bfloat16(device: torch.device) -> bool:
@@ -45,7 +46,7 @@ def pick_dtype(
 ) -> torch.dtype:  # torch.float32 or torch.bfloat16
     "The type in which convolutions and linear layers run; raises ValueError on other words."
     if precision not in ('auto', 'float32', 'bfloat16'):
-        raise ValueError(f"precision must be 'auto', 'float32' or 'bfloat16', got {precision!r}")
+        raise UserError(f"precision must be 'auto', 'float32' or 'bfloat16', got {precision!r}")
     return torch.bfloat16 if precision == 'bfloat16' or precision == 'auto' and _has_bfloat16(device) else torch.float32
 
 def native_precisions(device: torch.device) -> tuple:
@@ -216,7 +217,7 @@ class FrozenEnergy:
         with exact_convolutions(self.device), _no_autocast(self.device):
             with torch.autocast(self.device.type, torch.bfloat16, self.half): value = self.energy(x)
         if value.shape != (len(x),):
-            raise ValueError(f'an energy must be one number for each input, of shape ({len(x)},), got {tuple(value.shape)}')
+            raise UserError(f'an energy must be one number for each input, of shape ({len(x)},), got {tuple(value.shape)}')
         return value
 
 # %% ../nbs/20_fast.ipynb #61cff17a
@@ -232,7 +233,7 @@ def _largest_output(model, energy, x) -> int:  # bytes of the largest tensor tha
 # %% ../nbs/20_fast.ipynb #ed473d1a
 @patch
 def _pieces(self: FrozenEnergy, x) -> tuple:
-    if not x.is_floating_point(): raise ValueError(f'images must be floating point, got {x.dtype}')
+    if not x.is_floating_point(): raise UserError(f'images must be floating point, got {x.dtype}')
     if self.device.type != 'cpu' or not len(x): return x,
     if self.piece is None:
         with torch.no_grad(): self.piece = max(1, self.piece_bytes // _largest_output(self.model, self._value, x[:1]))

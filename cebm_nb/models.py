@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from .conjugacy import Prior
+from .settings import UserError
 
 # %% ../nbs/02_models.ipynb #815a46a2
 def widen(x: Tensor) -> Tensor:
@@ -30,8 +31,8 @@ def check_scale(
 ):
     "Raises ValueError where images are not finite or beyond [-10, 10]; warns where a batch looks as if scaled to [0, 1]."
     low, high = x.detach().aminmax()
-    if not (low.isfinite() and high.isfinite()): raise ValueError('images must be finite, got NaN or infinite values; repair them')
-    if max(-low, high) > 10: raise ValueError(f'images must be in [-1, 1], got [{low:g}, {high:g}]; scale bytes with x / 127.5 - 1')
+    if not (low.isfinite() and high.isfinite()): raise UserError('images must be finite, got NaN or infinite values; repair them')
+    if max(-low, high) > 10: raise UserError(f'images must be in [-1, 1], got [{low:g}, {high:g}]; scale bytes with x / 127.5 - 1')
     if len(x) > 1 and 0 <= low < high <= 1:
         warnings.warn(f'images are all in [{low:g}, {high:g}], which looks like the scale [0, 1]; this package uses '
                       '[-1, 1]: scale with 2 * x - 1', stacklevel=4)
@@ -43,11 +44,11 @@ def check_inputs(
     "The inputs as a tensor beside the weights; raises ValueError unless they are finite floats of the model's shape and scale."
     if isinstance(x, np.ndarray): x = torch.from_numpy(x)
     if not isinstance(x, Tensor):
-        raise ValueError(f'images must be a tensor or an array, got {type(x).__name__}; read them with ImageData.from_arrays')
-    if not x.is_floating_point(): raise ValueError(f'images must be floats in [-1, 1], got {x.dtype}; scale bytes with x / 127.5 - 1')
+        raise UserError(f'images must be a tensor or an array, got {type(x).__name__}; read them with ImageData.from_arrays')
+    if not x.is_floating_point(): raise UserError(f'images must be floats in [-1, 1], got {x.dtype}; scale bytes with x / 127.5 - 1')
     shape, weights = getattr(model, 'in_shape', None), next(model.parameters(), None)
     if shape is not None and x.shape[1:] != tuple(shape):
-        raise ValueError(f'images must have the shape (B, {", ".join(map(str, shape))}), got {tuple(x.shape)}')
+        raise UserError(f'images must have the shape (B, {", ".join(map(str, shape))}), got {tuple(x.shape)}')
     if x.dim() == 4 and x.numel(): check_scale(x)
     return x if weights is None else x.to(weights.device, weights.dtype)
 
@@ -58,9 +59,9 @@ def check_latents(
 ) -> Tensor:
     "`z` itself; raises ValueError unless it holds finite floats and has the shape (B, D)."
     if not isinstance(z, Tensor) or not z.is_floating_point():
-        raise ValueError(f'latents must be a tensor of floats, got {z.dtype if isinstance(z, Tensor) else type(z).__name__}')
-    if z.dim() != 2 or z.shape[1] != dim: raise ValueError(f'latents must have the shape (B, {dim}), got {tuple(z.shape)}')
-    if not z.isfinite().all(): raise ValueError('latents must be finite, got NaN or infinite values')
+        raise UserError(f'latents must be a tensor of floats, got {z.dtype if isinstance(z, Tensor) else type(z).__name__}')
+    if z.dim() != 2 or z.shape[1] != dim: raise UserError(f'latents must have the shape (B, {dim}), got {tuple(z.shape)}')
+    if not z.isfinite().all(): raise UserError('latents must be finite, got NaN or infinite values')
     return z
 
 def output_shape(
@@ -72,11 +73,11 @@ def output_shape(
     try:
         with torch.no_grad(): out = network.eval()(torch.zeros(2, *in_shape, dtype=weights.dtype, device=weights.device))
     except (RuntimeError, ValueError, TypeError) as error:
-        raise ValueError(f'{type(network).__name__} cannot read inputs of shape {tuple(in_shape)}: {str(error).splitlines()[0]}') from None
+        raise UserError(f'{type(network).__name__} cannot read inputs of shape {tuple(in_shape)}: {str(error).splitlines()[0]}') from None
     finally:
         for m, training in modes: m.training = training
     if not isinstance(out, Tensor) or out.shape[:1] != (2,):
-        raise ValueError(f'{type(network).__name__} must map (B, ...) to (B, ...), got {getattr(out, "shape", type(out).__name__)}')
+        raise UserError(f'{type(network).__name__} must map (B, ...) to (B, ...), got {getattr(out, "shape", type(out).__name__)}')
     return tuple(out.shape[1:])
 
 # %% ../nbs/02_models.ipynb #4c4963c1
@@ -125,7 +126,7 @@ class CEBM(Energy):
         self.in_shape = getattr(encoder, 'in_shape', None) if in_shape is None else tuple(in_shape)
         need = (math.prod(prior.family.natural_shape),)
         if self.in_shape and (got := output_shape(encoder, self.in_shape)) != need:
-            raise ValueError(f'the encoder must give {need[0]} numbers for {prior.family}, it gives {got}')
+            raise UserError(f'the encoder must give {need[0]} numbers for {prior.family}, it gives {got}')
 
     def suff_stats(self, x: Tensor) -> Tensor:
         "Neural sufficient statistics t(x), natural parameters: `(B, *in_shape)` -> `(B, *family.natural_shape)`."
@@ -179,9 +180,9 @@ class IGEBM(Energy):
         in_shape: tuple | None = None,  # of one input, where the encoder has no `in_shape` of its own
     ):
         super().__init__()
-        if features < 1: raise ValueError(f'features must be at least 1, got {features}')
+        if features < 1: raise UserError(f'features must be at least 1, got {features}')
         self.encoder, self.in_shape = encoder, getattr(encoder, 'in_shape', None) if in_shape is None else tuple(in_shape)
-        if self.in_shape is None: raise ValueError('in_shape is needed, the shape of one input such as (1, 28, 28)')
+        if self.in_shape is None: raise UserError('in_shape is needed, the shape of one input such as (1, 28, 28)')
         self.head = nn.Sequential(nn.SiLU(), nn.Linear(output_shape(encoder, self.in_shape)[0], features), nn.SiLU())
         self.last = nn.Linear(features, 1)
 

@@ -18,6 +18,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from .settings import UserError
 from .storage import write_atomically
 
 # %% ../nbs/10_plots.ipynb #de25ba4e
@@ -27,7 +28,7 @@ def image_grid(
     pixels: int | None = None,  # screen pixels for each image pixel; by default so many that an image is about 56 high
 ) -> np.ndarray:  # uint8, (height, width, 3)
     "Images side by side with a thin border, as one array."
-    if images.dim() != 4 or not len(images): raise ValueError(f'images must be (N, C, H, W) with N at least 1, got {tuple(images.shape)}')
+    if images.dim() != 4 or not len(images): raise UserError(f'images must be (N, C, H, W) with N at least 1, got {tuple(images.shape)}')
     n, c, h, w = images.shape
     pixels = pixels or max(1, round(56 / h))
     columns = columns or math.ceil(math.sqrt(n))
@@ -58,7 +59,7 @@ def plot_rows(
     columns: list | None = None,  # a title for each column
 ) -> Figure:
     "Named rows of images."
-    if len({tuple(images.shape) for images in rows.values()}) != 1: raise ValueError(f'rows must hold images of one shape, got {[tuple(images.shape) for images in rows.values()]}')
+    if len({tuple(images.shape) for images in rows.values()}) != 1: raise UserError(f'rows must hold images of one shape, got {[tuple(images.shape) for images in rows.values()]}')
     grid, n = image_grid(torch.cat(list(rows.values())), len(next(iter(rows.values())))), len(rows)
     margin, top = 20 + 7 * max(map(len, rows)), 22 * bool(columns)
     width, height = grid.shape[1] + margin, grid.shape[0] + top

@@ -23,7 +23,7 @@ from markdown_it import MarkdownIt
 from .data import load_data
 from .evaluation import evaluation_parts, evaluation_tables, few_label_table, neighbour_figures, ood_table, part_key, part_titles
 from .plots import plot_few_label, plot_learning, save_figure
-from .settings import MODELS, Config, read_document
+from .settings import MODELS, Config, UserError, read_document
 from .storage import load_weights, read_json, save_weights, write_atomically
 from .zoo import load_model, read_config
 
@@ -75,9 +75,9 @@ def read_run(folder: Path) -> EvaluatedRun:
         result = read_json(path)
         for part in evaluation_parts: result[part_key(part)]
         if result['data'] == config['data'] and result['fingerprint'] != config['run']['data']:
-            raise ValueError(f'{path} is of other images than those that {config["data"]} had in training')
+            raise UserError(f'{path} is of other images than those that {config["data"]} had in training')
         return EvaluatedRun(folder, config, result)
-    except (KeyError, TypeError) as error: raise ValueError(f'{path} is damaged, it has no {error}; evaluate again with: cebm eval {folder}') from None
+    except (KeyError, TypeError) as error: raise UserError(f'{path} is damaged, it has no {error}; evaluate again with: cebm eval {folder}') from None
 
 def read_runs(
     folders: list,  # run folders
@@ -87,7 +87,7 @@ def read_runs(
     names = [(run.config['model'], run.result['data']) for run in runs]
     for run, name in zip(runs, names): run.title = name[0] if names.count(name) == 1 else f'{name[0]} ({run.name})'
     if len({(run.title, run.result['data']) for run in runs}) < len(runs):
-        raise ValueError(f'runs must be different folders with different names, got {", ".join(str(run.folder) for run in runs)}')
+        raise UserError(f'runs must be different folders with different names, got {", ".join(str(run.folder) for run in runs)}')
     return runs
 
 # %% ../nbs/16_report.ipynb #cad8dd1a
@@ -351,9 +351,9 @@ def pack_model(
 ) -> Path:
     "Write a trained model as one file that `load_model` reads, with its card; raises ValueError or FileNotFoundError on a folder that is no evaluated run."
     path, folder = Path(path), Path(folder)
-    if path.suffix != '.safetensors': raise ValueError(f'path must end in .safetensors, got {str(path)!r}')
+    if path.suffix != '.safetensors': raise UserError(f'path must end in .safetensors, got {str(path)!r}')
     run = read_runs([folder / 'best' if which == 'best' else folder])[0]
-    if not run.finished: raise ValueError(f'{str(folder)!r} has not been trained to an end; go on with: cebm train --resume {folder}')
+    if not run.finished: raise UserError(f'{str(folder)!r} has not been trained to an end; go on with: cebm train --resume {folder}')
     card, model = make_card(run, limits, licence), load_model(folder, which=which)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_weights(path, model.state_dict(), dict(model=model.config, card=card))

@@ -24,6 +24,7 @@ from torch import nn
 
 from .data import ImageData, ImageSet
 from .fast import channels_last, exact_convolutions, pick_device
+from .settings import UserError
 
 # %% ../nbs/11_representation.ipynb #457caf0a
 @torch.no_grad()
@@ -38,7 +39,7 @@ def encode_images(
     device = pick_device(device)
     model = channels_last(model.eval().to(device))
     with exact_convolutions(device): features = images.map(getattr(model, method), device, batch_size).float().numpy()
-    if not np.isfinite(features).all(): raise ValueError('the model gives representations that are not finite; it has diverged')
+    if not np.isfinite(features).all(): raise UserError('the model gives representations that are not finite; it has diverged')
     return features
 
 # %% ../nbs/11_representation.ipynb #b57f6c19
@@ -93,7 +94,7 @@ def balanced_draw(
     rng, out = np.random.default_rng(seed), []
     for c in np.unique(labels):
         members = np.flatnonzero(labels == c)
-        if len(members) < per_class: raise ValueError(f'class {c} has {len(members)} images, fewer than the {per_class} labels asked for')
+        if len(members) < per_class: raise UserError(f'class {c} has {len(members)} images, fewer than the {per_class} labels asked for')
         out.append(rng.choice(members, per_class, replace=False))
     return np.concatenate(out)
 

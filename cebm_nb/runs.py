@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from . import __version__
 from .data import ImageData, file_name, load_data
-from .settings import MODELS, Budget, Config, check_name, energy_presets, change, trainable_names
+from .settings import MODELS, Budget, Config, UserError, change, check_name, energy_presets, trainable_names
 from .storage import load_weights, save_weights, write_atomically, write_json, write_lock
 from .trainer import DivergenceError, EnergyTrainer, Trainer
 from .zoo import create_model, load_model, model_from_config, read_config
@@ -62,13 +62,13 @@ class Checkpoints:
         for path in present:
             try: return *load_weights(path), path, wrong
             except ValueError as error: wrong.append(str(error))
-        raise ValueError('; '.join(wrong))
+        raise UserError('; '.join(wrong))
 
 # %% ../nbs/19_runs.ipynb #6d70a690
 def _read_metrics(path) -> pd.DataFrame:
     if not path.is_file() or path.stat().st_size <= 1: return pd.DataFrame()
     try: return pd.read_csv(path)
-    except ValueError as error: raise ValueError(f'{path} is damaged: {error}') from None  # pandas' and decoding errors
+    except ValueError as error: raise UserError(f'{path} is damaged: {error}') from None  # pandas' and decoding errors
 
 @dataclass
 class Run:
@@ -247,13 +247,13 @@ def as_data(
     columns = getattr(data, 'column_names', None)  # a Dataset of the package `datasets`
     hint = f'ImageData.from_arrays(ds[{columns[0]!r}], ...)' if columns else 'ImageData.from_arrays(images, labels)'
     if type(data).__name__ == 'DataLoader': hint = 'ImageData.from_arrays(loader.dataset)'
-    raise ValueError(f'data must be a name or an ImageData, got {type(data).__name__}; make one with {hint}')
+    raise UserError(f'data must be a name or an ImageData, got {type(data).__name__}; make one with {hint}')
 
 def trainer_class(model: nn.Module) -> type:
     "The trainer for a model: the one that its class names as `trainer`, or `EnergyTrainer` where it has an `energy`."
     if hasattr(type(model), 'trainer'): return type(model).trainer
     if callable(getattr(model, 'energy', None)): return EnergyTrainer
-    raise ValueError(f'{type(model).__name__} has no energy(x) and no trainer and cannot be trained; '
+    raise UserError(f'{type(model).__name__} has no energy(x) and no trainer and cannot be trained; '
                      f'choose one of {", ".join(trainable_names())}, or see EnergyModel')
 
 def model_presets(model: nn.Module) -> dict:
@@ -311,7 +311,7 @@ def make_trainer(model, data, settings, config, **own) -> Trainer:
     "The trainer of a model for a run; raises ValueError where sampler or objective are given to one that has none."
     given = {k: v for k, v in own.items() if v is not None}
     cls = trainer_class(model)
-    if given and not issubclass(cls, EnergyTrainer): raise ValueError(f'{" and ".join(given)} are for models with an energy, {config.model} has none')
+    if given and not issubclass(cls, EnergyTrainer): raise UserError(f'{" and ".join(given)} are for models with an energy, {config.model} has none')
     return cls(model, data, settings, config.seed, config.device, config.precision, **given)
 
 # %% ../nbs/19_runs.ipynb #af0cadd8
@@ -341,7 +341,7 @@ def _same_run(config, record, path):
     before = record.get('config') or {}
     different = [key for key in before if before[key] != config.get(key) and key not in ('budget', 'run', 'save_every', 'validate_every', 'device', 'precision')]
     words = ', '.join(f'{k} is {config.get(k)!r}, it was {before[k]!r}' for k in different)
-    if different: raise ValueError(f'{path} was changed since its checkpoint was made: {words}')
+    if different: raise UserError(f'{path} was changed since its checkpoint was made: {words}')
 
 def run_data(
     config: dict,  # what config.json of a run holds
@@ -353,7 +353,7 @@ def run_data(
         try: data = load_data(config['data'], root, config['image_size'])
         except (ValueError, FileNotFoundError) as error: raise type(error)(f'{error}; the run was trained on {config["data"]!r}: pass data= if it is your own') from None
     if data.fingerprint != config['run']['data']:
-        raise ValueError(f'these data are not those of the run: {data} has the fingerprint {data.fingerprint}, '
+        raise UserError(f'these data are not those of the run: {data} has the fingerprint {data.fingerprint}, '
                          f'{config["data"]!r} had {config["run"]["data"]}; pass data=, or evaluate on others with --data')
     return data
 
@@ -380,13 +380,13 @@ def resume(
         _same_run(document, record, folder / 'config.json')
         if missing := {k: name for k, name in document['run'].get('own', {}).items() if own[k] is None}:
             words = ' and '.join(f'the {k} {name}' for k, name in missing.items())
-            raise ValueError(f'the run was trained with {words} of yours; pass {" and ".join(f"{k}=" for k in missing)}')
+            raise UserError(f'the run was trained with {words} of yours; pass {" and ".join(f"{k}=" for k in missing)}')
         model = model or model_from_config(document, folder / 'config.json')
         try:
             plain = {k: v for k, v in document.items() if k not in ('run', 'options', 'settings', 'budget')}
             budget, settings = Budget(**document['budget']), change(model_presets(model)['paper'], document['settings'])
             config = Config(**plain | dict(device=device or document['device']))
-        except (KeyError, TypeError, ValueError) as error: raise ValueError(f'{folder / "config.json"} lacks what a resume needs: {error}') from None
+        except (KeyError, TypeError, ValueError) as error: raise UserError(f'{folder / "config.json"} lacks what a resume needs: {error}') from None
         trainer = make_trainer(model, run_data(document, data, root), settings, config, **own)
         if not trainer.load_state(tensors, record, str(path)): print(f'The noise goes on as that of {trainer.device}, not as on the device before')
         for word in wrong: print(f'{word}. Going on from {path.name}, update {trainer.step}')

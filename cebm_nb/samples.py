@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from .data import ImageData
 from .encoders import ConvEncoder
 from .fast import FrozenEnergy, mixed_precision, pick_device
-from .settings import SAMPLERS, SamplerSettings, check_name
+from .settings import SAMPLERS, SamplerSettings, UserError, check_name
 from .sgld import ReplayBuffer
 
 # %% ../nbs/13_samples.ipynb #bbcbc25b
@@ -40,7 +40,7 @@ def start_of_chains(
     "Where n chains begin; raises ValueError when the buffer has fewer, FileNotFoundError when the run has none."
     if check_name('start', start, ['buffer', 'noise']) == 'noise': return ReplayBuffer(n, run.config['run']['in_shape'], generator=generator).chains
     chains = run.chains
-    if n > len(chains): raise ValueError(f'n must be at most {len(chains)}, the chains in the buffer, got {n}; start from noise for more')
+    if n > len(chains): raise UserError(f'n must be at most {len(chains)}, the chains in the buffer, got {n}; start from noise for more')
     return chains[torch.randperm(len(chains), generator=generator)[:n]]
 
 # %% ../nbs/13_samples.ipynb #7d30a470
@@ -61,7 +61,7 @@ def training_kernel(
 ) -> Callable:
     "The sampler that a model was trained with, with another number of steps; raises ValueError where it was one of yours."
     if own := run.config['run'].get('own', {}).get('sampler'):
-        raise ValueError(f'{str(run.folder)!r} was trained with a sampler of yours, {own}; call it with FrozenEnergy(run.model)')
+        raise UserError(f'{str(run.folder)!r} was trained with a sampler of yours, {own}; call it with FrozenEnergy(run.model)')
     settings = replace(SamplerSettings(**run.config['settings']['sampler']), steps=steps)
     return SAMPLERS.find(settings.name)(settings)
 
@@ -82,10 +82,10 @@ def sample_images(
     device: str = 'auto',  # where to compute
 ) -> Tensor:  # (n, C, H, W), about in [-1, 1]
     "Draw images from a trained model; raises ValueError on impossible numbers, FileNotFoundError when the run has no buffer."
-    if n < 1: raise ValueError(f'n must be at least 1, got {n}')
+    if n < 1: raise UserError(f'n must be at least 1, got {n}')
     device = pick_device(device)
     if hasattr(run.model, 'sample'):
-        if steps is not None or start is not None: raise ValueError(f'steps and start are for models with an energy; {run.config["model"]} has a generator and draws images at once')
+        if steps is not None or start is not None: raise UserError(f'steps and start are for models with an energy; {run.config["model"]} has a generator and draws images at once')
         return generated_images(run.model, n, seed, device)
     kernel = training_kernel(run, 500 if steps is None else steps)
     x = start_of_chains(run, n, start or 'buffer', torch.Generator().manual_seed(seed))
@@ -100,7 +100,7 @@ def follow_chains(
     generator: torch.Generator | None = None,  # where the noise comes from; on the device of x0
 ) -> tuple:  # images at each mark (list of (B, ...)), energies (B, len(marks)) as an array
     "Run chains and look at them at the marks."
-    if not marks or list(marks) != sorted(set(marks)) or marks[0] < 0: raise ValueError(f'marks must rise from 0 or more, got {list(marks)}')
+    if not marks or list(marks) != sorted(set(marks)) or marks[0] < 0: raise UserError(f'marks must rise from 0 or more, got {list(marks)}')
     x, done, images, energies = x0, 0, [], []
     for mark in marks:
         if mark > done: x = replace(kernel, steps=mark - done)(energy, x, generator)
@@ -126,7 +126,7 @@ def chain_paths(
     device: str = 'auto',  # where to compute
 ) -> ChainPaths:
     "Chains from noise and, where the run has a buffer, from the buffer; raises ValueError if steps is not a multiple of every."
-    if steps < every or steps % every: raise ValueError(f'steps must be a multiple of {every}, got {steps}')
+    if steps < every or steps % every: raise UserError(f'steps must be a multiple of {every}, got {steps}')
     device, starts = pick_device(device), {'noise': start_of_chains(run, n, 'noise', torch.Generator().manual_seed(seed))}
     try: starts['buffer'] = start_of_chains(run, min(n, len(run.chains)), 'buffer', torch.Generator().manual_seed(seed))
     except FileNotFoundError: pass
@@ -216,7 +216,7 @@ def train_features(
     device: str = 'auto',  # where to compute
 ) -> FeatureNet:
     "A classifier of the training images, with its accuracy on the test images; raises ValueError without labels."
-    if data.train.labels is None: raise ValueError(f'features are learned from labels, and {data.name} has none')
+    if data.train.labels is None: raise UserError(f'features are learned from labels, and {data.name} has none')
     device, generator = pick_device(device), torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -259,7 +259,7 @@ def inception_features() -> InceptionFeatures | None:
     if not inception_file().is_file(): return None
     try: return InceptionFeatures(inception_file()).eval()
     except ImportError: return None
-    except (RuntimeError, UnpicklingError, EOFError) as error: raise ValueError(f'{inception_file()} does not hold the weights of Inception ({str(error).splitlines()[0]}); remove it') from None
+    except (RuntimeError, UnpicklingError, EOFError) as error: raise UserError(f'{inception_file()} does not hold the weights of Inception ({str(error).splitlines()[0]}); remove it') from None
 
 # %% ../nbs/13_samples.ipynb #5f927829
 def real_halves(

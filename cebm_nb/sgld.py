@@ -14,7 +14,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from .settings import BufferSettings, SamplerSettings
+from .settings import BufferSettings, SamplerSettings, UserError
 
 # %% ../nbs/04_sgld.ipynb #1deef467
 def _gradient(energy, x) -> Tensor:  # of the sum of energies; from the energy itself where it knows how
@@ -63,7 +63,7 @@ class ReplayBuffer:
         self.settings, self.shape = BufferSettings(size, restart_prob=restart_prob, **settings), tuple(shape)
         try: self.chains = torch.empty(size, *shape, device=device)
         except (RuntimeError, AssertionError, TypeError, OverflowError) as error:
-            raise ValueError(f'cannot keep {size} chains of shape {shape} on {device}: {str(error).splitlines()[0]}') from None
+            raise UserError(f'cannot keep {size} chains of shape {shape} on {device}: {str(error).splitlines()[0]}') from None
         self.begin(generator)
 
     def __len__(self): return len(self.chains)
@@ -96,7 +96,7 @@ def draw(self: ReplayBuffer,
     generator: torch.Generator | None = None,  # on the buffer's device
 ) -> tuple:  # positions in the buffer (n,), and chains (n, *shape)
     "Draw n different chains, some of them restarted."
-    if not 1 <= n <= len(self): raise ValueError(f'cannot draw {n} chains from a buffer of {len(self)}; take a batch of 1 to {len(self)}')
+    if not 1 <= n <= len(self): raise UserError(f'cannot draw {n} chains from a buffer of {len(self)}; take a batch of 1 to {len(self)}')
     device, s = self.chains.device, self.settings
     index = torch.randperm(max(n, self.used), generator=generator, device=device)[:n]
     self.drawn += n

@@ -18,6 +18,8 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from .settings import UserError
+
 # %% ../nbs/17_storage.ipynb #1dfb67f4
 def write_atomically(
     path: Path,  # the file to be
@@ -48,8 +50,8 @@ def first_line(error: Exception) -> str:
 def read_json(path: Path) -> dict:
     "A JSON object from a file; raises FileNotFoundError, or ValueError where it is damaged."
     try: found = json.loads(Path(path).read_text())
-    except (ValueError, RecursionError) as error: raise ValueError(f'{path} is damaged: {first_line(error)}') from None
-    if not isinstance(found, dict): raise ValueError(f'{path} is damaged: it holds no names and values')
+    except (ValueError, RecursionError) as error: raise UserError(f'{path} is damaged: {first_line(error)}') from None
+    if not isinstance(found, dict): raise UserError(f'{path} is damaged: it holds no names and values')
     return found
 
 # %% ../nbs/17_storage.ipynb #59a9ad99
@@ -87,14 +89,14 @@ def load_weights(
         tensors = load(data)
         about = json.loads(data[8:8 + int.from_bytes(data[:8], 'little')]).get('__metadata__', {})
         return tensors, _record(about, tensors)
-    except (SafetensorError, ValueError) as error: raise ValueError(f'{path} is damaged or foreign: {first_line(error)}') from None
+    except (SafetensorError, ValueError) as error: raise UserError(f'{path} is damaged or foreign: {first_line(error)}') from None
 
 def _record(about, tensors):
     ours = about.keys() & {'format', 'record', 'sha256'}
     if not ours: return {}
-    if len(ours) < 3: raise ValueError(f'its header has only {", ".join(sorted(ours))} of format, record and sha256')
-    if about['format'] != str(file_format): raise ValueError(f'its format is {about["format"]!r}, this version reads {file_format}')
-    if about['sha256'] != checksum(tensors, about['record']): raise ValueError('its checksum does not agree with its contents')
+    if len(ours) < 3: raise UserError(f'its header has only {", ".join(sorted(ours))} of format, record and sha256')
+    if about['format'] != str(file_format): raise UserError(f'its format is {about["format"]!r}, this version reads {file_format}')
+    if about['sha256'] != checksum(tensors, about['record']): raise UserError('its checksum does not agree with its contents')
     return json.loads(about['record'])
 
 # %% ../nbs/17_storage.ipynb #ba039d25
@@ -106,7 +108,7 @@ def check_tensors(
     "Raises ValueError where names, shapes or types of tensors differ."
     for name in [*wanted, *tensors]:
         have, want = (f'{tuple(s[name].shape)} {s[name].dtype}' if name in s else 'none' for s in (tensors, wanted))
-        if have != want: raise ValueError(f'{path} does not hold this model: {name} should be {want}, it has {have}')
+        if have != want: raise UserError(f'{path} does not hold this model: {name} should be {want}, it has {have}')
 
 def load_tensors(
     model: torch.nn.Module,  # whose weights and buffers are set

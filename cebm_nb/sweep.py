@@ -26,7 +26,7 @@ from fastcore.basics import patch
 from .data import check_data_name, file_name
 from .evaluation import evaluation_parts
 from .report import training_command
-from .settings import Budget, Config, check_name, extra, read_document
+from .settings import Budget, Config, UserError, check_name, extra, read_document
 from .storage import write_json, write_lock
 
 # %% ../nbs/22_sweep.ipynb #ced0c5d3
@@ -62,11 +62,11 @@ _axes, _budgets = dict(data='mnist-5k', model='cebm', seed=0), [f.name for f in 
 _words = [*dict.fromkeys([*_axes, *_budgets, 'tag', 'root', *(f.name for f in fields(Config))])]
 
 def _rows(block):
-    if not isinstance(block, dict): raise ValueError(f'a block must be names and values, got {block!r}')
+    if not isinstance(block, dict): raise UserError(f'a block must be names and values, got {block!r}')
     for word in block: check_name('word', word, _words)
     block, tag = dict(block), block.get('tag')
     if tag is not None and not str(tag).replace('-', '').replace('_', '').replace('.', '').isalnum():
-        raise ValueError(f'tag must be letters, digits and dashes, got {tag!r}')
+        raise UserError(f'tag must be letters, digits and dashes, got {tag!r}')
     budget = {word: block.pop(word) for word in _budgets if word in block}
     rest = {k: v for k, v in block.items() if k not in (*_axes, 'tag', 'root')} | (dict(budget=budget) if budget else {})
     lists = [v if isinstance(v := block.get(axis, usual), list) else [v] for axis, usual in _axes.items()]
@@ -85,19 +85,19 @@ def read_grid(
     if not path.is_file(): raise FileNotFoundError(f'no grid {str(path)!r}; the grids that come with the package are {", ".join(grid_names())}')
     try:
         found = yaml.safe_load(path.read_text())
-        if not isinstance(found, dict) or not isinstance(found.get('grids'), list): raise ValueError('it must have a list named grids')
+        if not isinstance(found, dict) or not isinstance(found.get('grids'), list): raise UserError('it must have a list named grids')
         for word in found: check_name('word', word, ['grids', 'out', 'title', 'parts', 'draws'])
         rows = [row for block in found.pop('grids') for row in _rows(block)]
         grid = Grid(rows, **dict(out=f'runs/{path.stem}') | found)
         for word in ('out', 'title'):
-            if not isinstance(getattr(grid, word), str) or not getattr(grid, word): raise ValueError(f'{word} must be text, got {getattr(grid, word)!r}')
-        if not isinstance(grid.parts, list): raise ValueError(f'parts must be a list, got {grid.parts!r}')
+            if not isinstance(getattr(grid, word), str) or not getattr(grid, word): raise UserError(f'{word} must be text, got {getattr(grid, word)!r}')
+        if not isinstance(grid.parts, list): raise UserError(f'parts must be a list, got {grid.parts!r}')
         for part in grid.parts: check_name('part', part, evaluation_parts)
-        if not isinstance(grid.draws, int) or grid.draws < 1: raise ValueError(f'draws must be at least 1, got {grid.draws}')
+        if not isinstance(grid.draws, int) or grid.draws < 1: raise UserError(f'draws must be at least 1, got {grid.draws}')
         names = [row.name for row in rows]
-        if twice := sorted({name for name in names if names.count(name) > 1}): raise ValueError(f'several rows are named {", ".join(twice)}; give each block a tag')
-        if not rows: raise ValueError('it has no rows')
-    except (yaml.YAMLError, ValueError, TypeError) as error: raise ValueError(f'{path}: {" ".join(str(error).split())}') from None
+        if twice := sorted({name for name in names if names.count(name) > 1}): raise UserError(f'several rows are named {", ".join(twice)}; give each block a tag')
+        if not rows: raise UserError('it has no rows')
+    except (yaml.YAMLError, ValueError, TypeError) as error: raise UserError(f'{path}: {" ".join(str(error).split())}') from None
     return grid
 
 # %% ../nbs/22_sweep.ipynb #4e3aff8c
@@ -140,7 +140,7 @@ def claim_rows(
     out, wanted = Path(grid.out), {row.name: row.document for row in grid.rows}
     before = _json(out / 'sweep.json')
     changed = [name for name, parameters in wanted.items() if (out / name).exists() and before.get(name) != parameters]
-    if changed: raise ValueError(f'{", ".join(str(out / name) for name in changed)} was begun with other settings than the grid now has; choose another out, or remove what is no longer wanted')
+    if changed: raise UserError(f'{", ".join(str(out / name) for name in changed)} was begun with other settings than the grid now has; choose another out, or remove what is no longer wanted')
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / 'sweep.json', before | wanted)
 
@@ -155,7 +155,7 @@ def check_parameters(
         check_name('parameter', name, list(declared))
         usual = declared[name]
         if isinstance(usual, (list, dict)) and not isinstance(value, type(usual)):
-            raise ValueError(f'{name} must be a {type(usual).__name__}, got {value!r}; give it with -y')
+            raise UserError(f'{name} must be a {type(usual).__name__}, got {value!r}; give it with -y')
 
 # %% ../nbs/22_sweep.ipynb #eee59b6c
 def run_notebook(
@@ -241,7 +241,7 @@ def sweep(
     tell: Callable = print,  # called with a line for every step
 ) -> dict:  # names of rows and data sets to what went wrong
     "Train and evaluate what a grid asks for and is not done yet, and write its report; raises ValueError before the first run where the grid cannot be."
-    if jobs < 1: raise ValueError(f'jobs must be at least 1, got {jobs}')
+    if jobs < 1: raise UserError(f'jobs must be at least 1, got {jobs}')
     Path(grid.out).mkdir(parents=True, exist_ok=True)
     with write_lock(Path(grid.out), 'sweep'):
         claim_rows(grid)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .fast import CUDAGraphs, FrozenEnergy, channels_last, exact_convolutions, mixed_precision, pick_device, pick_dtype
 from .models import energy_function
-from .settings import SAMPLERS, Budget, EnergySettings, Settings, change
+from .settings import SAMPLERS, Budget, EnergySettings, Settings, UserError, change
 from .sgld import ReplayBuffer
 from .storage import check_tensors
 
@@ -48,7 +48,7 @@ def contrastive_loss(
 
     https://arxiv.org/abs/1903.08689. Raises ValueError on energies that are not one number for each image."""
     if not energy_data.dim() == energy_samples.dim() == 1:
-        raise ValueError(f'energies must have the shape (B,), got {tuple(energy_data.shape)} and {tuple(energy_samples.shape)}')
+        raise UserError(f'energies must have the shape (B,), got {tuple(energy_data.shape)} and {tuple(energy_samples.shape)}')
     gap = energy_gap(energy_data, energy_samples, counted)
     counts = gap.detach() <= (math.inf if max_gap is None else max_gap)  # false where the gap is not a number
     contrast = torch.where(counts, -gap, torch.zeros_like(gap))
@@ -118,14 +118,14 @@ def check_fit(model: nn.Module, data, settings: Settings):
     "Raises ValueError where a model cannot be trained on these data."
     shape, weights = getattr(model, 'in_shape', None), list(model.parameters())
     if not hasattr(data, 'train') or not hasattr(data, 'in_shape'):
-        raise ValueError(f'data must be an ImageData, got {type(data).__name__}; make one with ImageData.from_arrays')
-    if not weights: raise ValueError(f'{type(model).__name__} has no weights to train')
+        raise UserError(f'data must be an ImageData, got {type(data).__name__}; make one with ImageData.from_arrays')
+    if not weights: raise UserError(f'{type(model).__name__} has no weights to train')
     if any(p.dtype in (torch.float16, torch.bfloat16) for p in weights):
-        raise ValueError(f"weights in {weights[0].dtype} cannot be trained; use model.float() and precision='bfloat16'")
+        raise UserError(f"weights in {weights[0].dtype} cannot be trained; use model.float() and precision='bfloat16'")
     if shape is not None and tuple(shape) != data.in_shape:
-        raise ValueError(f'the model is for images of shape {tuple(shape)}, the data have {data.in_shape}')
+        raise UserError(f'the model is for images of shape {tuple(shape)}, the data have {data.in_shape}')
     if settings.batch_size > len(data.train):
-        raise ValueError(f'batch_size must be at most {len(data.train)}, the training images, got {settings.batch_size}')
+        raise UserError(f'batch_size must be at most {len(data.train)}, the training images, got {settings.batch_size}')
 
 # %% ../nbs/05_trainer.ipynb #f2b7d772
 @patch
@@ -262,7 +262,7 @@ def _moments(optimiser, tensors) -> dict:  # what an optimiser keeps of each wei
         i, name = key.split('.')
         weight = weights[int(i)] if i.isdecimal() and int(i) < len(weights) else None
         if weight is None or value.shape not in (weight.shape, *[()] * (not name.startswith('exp_avg'))):
-            raise ValueError(f'{key} belongs to no weight of this optimiser')
+            raise UserError(f'{key} belongs to no weight of this optimiser')
         kept = torch.empty_like(weight, requires_grad=False).copy_(value) if value.shape else value.clone()
         moments.setdefault(int(i), {})[name] = kept
     return moments
@@ -284,7 +284,7 @@ def load_state(self: Trainer,
     try:
         step, seconds, rows = int(record['step']), float(record['seconds']), list(record['rows'])
         rollbacks, missing = list(record['rollbacks']), [name for name in record['tensors'] if name not in tensors]
-        if missing: raise ValueError(f'it has no {missing[0]}')
+        if missing: raise UserError(f'it has no {missing[0]}')
         settings = change(self.initial, rollbacks[-1]['settings'] if rollbacks else {})
         moments = {name: _moments(optimiser, part(f'{name}.')) for name, optimiser in self.optimisers.items()}
         for name, now in self.own_state().items(): check_tensors({name: now}, {name: tensors[name]}, source)
@@ -292,7 +292,7 @@ def load_state(self: Trainer,
         models = [(self.model, part('model.'))] + [(self.average, part('average.'))] * (self.average is not self.model)
         for model, values in models: check_tensors(model.state_dict(), values, source)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f'{source} is of another run: {error}') from None
+        raise UserError(f'{source} is of another run: {error}') from None
     for model, values in models: model.load_state_dict(values)
     for name, optimiser in self.optimisers.items(): optimiser.load_state_dict(optimiser.state_dict() | dict(state=moments[name]))
     for name, now in self.own_state().items(): now.copy_(tensors[name])
@@ -349,7 +349,7 @@ def try_energy(energy: FrozenEnergy, data):
     x = data.train.serve(slice(2)).to(energy.device)
     try: _, gradient = FrozenEnergy(model.eval(), 'float32').value_and_gradient(x)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f'{type(model).__name__}.energy cannot read images of shape {tuple(x.shape)}: {str(error).splitlines()[0]}') from None
+        raise UserError(f'{type(model).__name__}.energy cannot read images of shape {tuple(x.shape)}: {str(error).splitlines()[0]}') from None
     finally: model.train(training)
 
 # %% ../nbs/05_trainer.ipynb #ca079d74

@@ -17,7 +17,7 @@ from torch.distributions import Bernoulli, Distribution, Independent, kl_diverge
 from .conjugacy import Prior
 from .encoders import activations
 from .models import check_inputs, check_latents, output_shape, widen
-from .settings import vae_presets
+from .settings import UserError, vae_presets
 from .trainer import Trainer
 
 # %% ../nbs/08_vae.ipynb #922588de
@@ -65,19 +65,19 @@ class ConvDecoder(nn.Module):
         batch_norm: bool = False,  # normalise before each activation
     ):
         super().__init__()
-        if len(out_shape) != 3: raise ValueError(f'this model is for images (channels, height, width), got {tuple(out_shape)}')
-        if len(channels) + 1 != len(strides): raise ValueError(f'channels must be one fewer than strides, got {len(channels)} and {len(strides)}')
+        if len(out_shape) != 3: raise UserError(f'this model is for images (channels, height, width), got {tuple(out_shape)}')
+        if len(channels) + 1 != len(strides): raise UserError(f'channels must be one fewer than strides, got {len(channels)} and {len(strides)}')
         kernels = list(zip(*(fitting_kernels(n, strides) for n in out_shape[1:]))) if kernels is None else kernels
-        if len(kernels) != len(strides): raise ValueError(f'kernels must be as many as strides, got {len(kernels)} and {len(strides)}')
+        if len(kernels) != len(strides): raise UserError(f'kernels must be as many as strides, got {len(kernels)} and {len(strides)}')
         layers, width, sides = [], latent_dim, (1, 1)
         for c, k, s in zip([*channels, out_shape[0]], kernels, strides):
             padding = tuple(padding_from(n) for n in sides)
             sides = tuple((n - 1) * s - 2 * p + m for n, p, m in zip(sides, padding, k))
-            if min(sides) < 1: raise ValueError(f'kernel {tuple(k)} leaves nothing of the image; leave kernels at None to have them chosen')
+            if min(sides) < 1: raise UserError(f'kernel {tuple(k)} leaves nothing of the image; leave kernels at None to have them chosen')
             layers += [nn.ConvTranspose2d(width, c, k, s, padding), *[nn.BatchNorm2d(c)] * batch_norm, activations[activation]()]
             width = c
         if sides != tuple(out_shape[1:]):
-            raise ValueError(f'the decoder makes images of {sides[0]}x{sides[1]} pixels, not {out_shape[1]}x{out_shape[2]}; '
+            raise UserError(f'the decoder makes images of {sides[0]}x{sides[1]} pixels, not {out_shape[1]}x{out_shape[2]}; '
                              'leave kernels at None to have them chosen')
         self.latent_dim, self.out_shape = latent_dim, tuple(out_shape)
         self.net = nn.Sequential(*layers[:-1 - batch_norm])
@@ -104,9 +104,9 @@ class VAE(nn.Module):
         self.encoder, self.decoder, self.prior, self.likelihood = encoder, decoder, prior, likelihood
         self.in_shape = tuple(encoder.in_shape if in_shape is None else in_shape)
         need, got = math.prod(prior.family.natural_shape), output_shape(encoder, self.in_shape)
-        if got != (need,): raise ValueError(f'the encoder must give {need} numbers for {prior.family}, it gives {got}')
+        if got != (need,): raise UserError(f'the encoder must give {need} numbers for {prior.family}, it gives {got}')
         made = output_shape(decoder, (prior.family.dim,))
-        if made != self.in_shape: raise ValueError(f'the decoder makes images of shape {made}, the encoder reads {self.in_shape}')
+        if made != self.in_shape: raise UserError(f'the decoder makes images of shape {made}, the encoder reads {self.in_shape}')
 
     def _pixels(self, x):  # checked, from 0 to 1; vectors as they are
         x = check_inputs(self, x)
@@ -162,7 +162,7 @@ def importance_bound(self: VAE,
     generator: torch.Generator | None = None,  # where the draws come from
 ) -> Tensor:  # (B,), in nats
     "Importance-weighted lower bound of log p(x), tighter with more samples; https://arxiv.org/abs/1509.00519."
-    if samples < 1: raise ValueError(f'samples must be at least 1, got {samples}')
+    if samples < 1: raise UserError(f'samples must be at least 1, got {samples}')
     pixels, weights = self._pixels(x), []
     q = self._q(pixels)
     for _ in range(samples):

@@ -19,7 +19,7 @@ from torch import nn
 
 from .conjugacy import MixturePrior, Prior
 from .models import CEBM, IGEBM
-from .settings import ENCODERS, FAMILIES, MODELS, change, check_name
+from .settings import ENCODERS, FAMILIES, MODELS, UserError, change, check_name
 from .storage import first_line, load_tensors, load_weights, read_json, save_weights, write_json
 
 # %% ../nbs/18_zoo.ipynb #3a62a29c
@@ -33,7 +33,7 @@ def make_encoder(
     kind = kind or ('conv' if len(in_shape) == 3 else 'mlp')
     try: return ENCODERS.find(kind)(in_shape, out_features, **(options or {}))
     except (TypeError, RuntimeError, AttributeError) as error:
-        raise ValueError(f'encoder_options do not fit the encoder {kind!r}: {error}') from None
+        raise UserError(f'encoder_options do not fit the encoder {kind!r}: {error}') from None
 
 def make_prior(
     family: str,  # one of FAMILIES
@@ -90,8 +90,8 @@ def create_model(
     for option in ('latent_dim', 'components'):
         value = chosen.get(option, 1)
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 2**16:
-            raise ValueError(f'{option} must be a whole number, at least 1 and at most {2**16}, got {value!r}')
-    if not isinstance(seed, int) or isinstance(seed, bool) or abs(seed) > 2**62: raise ValueError(f'seed must be a whole number, got {seed!r}')
+            raise UserError(f'{option} must be a whole number, at least 1 and at most {2**16}, got {value!r}')
+    if not isinstance(seed, int) or isinstance(seed, bool) or abs(seed) > 2**62: raise UserError(f'seed must be a whole number, got {seed!r}')
     create = kind.create
     if isinstance(create, str): create = getattr(importlib.import_module(create.split(':')[0]), create.split(':')[1])
     with torch.random.fork_rng(devices=[]):
@@ -111,7 +111,7 @@ def read_config(
     config = read_json(path)
     run = config.get('run')
     if not isinstance(config.get('model'), str) or not isinstance(run, dict) or not isinstance(run.get('in_shape'), list):
-        raise ValueError(f'{path} does not describe a model')
+        raise UserError(f'{path} does not describe a model')
     return config
 
 def model_from_config(
@@ -120,9 +120,9 @@ def model_from_config(
 ) -> nn.Module:
     "A new model from its description; raises ValueError where it describes none, or one of Python."
     if config['model'] not in MODELS:
-        raise ValueError(f'{path} is of a model of your own, {config["model"]}; pass model=, of the same architecture')
+        raise UserError(f'{path} is of a model of your own, {config["model"]}; pass model=, of the same architecture')
     try: return create_model(config['model'], config['run']['in_shape'], config['seed'], **config['options'])
-    except (KeyError, TypeError, ValueError) as error: raise ValueError(f'{path} does not describe a model: {first_line(error)}') from None
+    except (KeyError, TypeError, ValueError) as error: raise UserError(f'{path} does not describe a model: {first_line(error)}') from None
 
 # %% ../nbs/18_zoo.ipynb #af53ac9e
 pretrained_folder = Path(importlib.import_module('cebm_nb').__file__).parent / 'weights'
@@ -137,9 +137,9 @@ def model_from_file(
     "A trained model from a single file; raises FileNotFoundError or ValueError where it is damaged or describes no model."
     tensors, record = load_weights(path)
     described = record.get('model')
-    if not isinstance(described, dict): raise ValueError(f'{path} does not say which model it holds; write such files with pack_model')
+    if not isinstance(described, dict): raise UserError(f'{path} does not say which model it holds; write such files with pack_model')
     try: model = create_model(**described)
-    except (TypeError, ValueError) as error: raise ValueError(f'{path} does not describe a model: {first_line(error)}') from None
+    except (TypeError, ValueError) as error: raise UserError(f'{path} does not describe a model: {first_line(error)}') from None
     load_tensors(model, tensors, path)
     return model
 
@@ -172,6 +172,6 @@ def load_model(
     if model is None: model = model_from_config(config, folder / 'config.json')
     tensors, record = load_weights(path)
     if record.get('model') != getattr(model, 'config', None):
-        raise ValueError(f'{path} holds another model than {folder / "config.json"} describes: {record.get("model")} against {getattr(model, "config", None)}')
+        raise UserError(f'{path} holds another model than {folder / "config.json"} describes: {record.get("model")} against {getattr(model, "config", None)}')
     load_tensors(model, tensors, path)
     return model.to(device).eval()
