@@ -13,14 +13,14 @@ setup: $(STAMP)
 $(STAMP): settings.ini setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "cebm_nb needs Python 3.10 or newer, this is " + sys.version.split()[0] + "; try make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -e '.[dev]'
+	$(BIN)/python -m pip install -q -e '.[all]'
 	@touch $@
 
 # Train on 4,000 real digits, then evaluate in every way: about four minutes on two cores.
 demo: RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 demo: $(STAMP)
-	@$(BIN)/cebm_train --out $(RUN)
-	@$(BIN)/cebm_eval $(RUN)
+	@$(BIN)/cebm train --out $(RUN)
+	@$(BIN)/cebm eval $(RUN)
 
 # The exported package is what the notebooks say; every cell runs; the tests pass. Two processes side by side, a thread each.
 test: export OMP_NUM_THREADS := 1

@@ -2,7 +2,7 @@
 from configparser import ConfigParser
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import setup
 from setuptools.command.build_py import build_py
 
 here = Path(__file__).parent
@@ -10,9 +10,15 @@ parser = ConfigParser(delimiters=['='])
 parser.read(here/'settings.ini', encoding='utf-8')
 cfg = parser['DEFAULT']
 
+extras = {name: cfg[f'{name}_requirements'].split() for name in ('eval', 'experiments', 'bench', 'docs', 'dev')}
+extras['all'] = sorted({requirement for requirements in extras.values() for requirement in requirements})
+page = f"{cfg['git_url']}/blob/{cfg['branch']}"
+readme = (here/'README.md').read_text(encoding='utf-8')
+readme = readme.replace('](nbs/images/', f"]({page.replace('/blob/', '/raw/')}/nbs/images/").replace('](results/', f']({page}/results/')
+
 
 class BuildWithExperiments(build_py):
-    "Beside the modules, the experiment notebooks and grids, which `cebm_sweep` runs."
+    "Beside the modules, the experiment notebooks and grids, which `cebm sweep` runs."
 
     def run(self):
         super().run()
@@ -27,19 +33,24 @@ setup(
     name=cfg['lib_name'],
     version=cfg['version'],
     description=cfg['description'],
-    long_description=(here/'README.md').read_text(encoding='utf-8'),
+    long_description=readme,
     long_description_content_type='text/markdown',
     keywords=cfg['keywords'],
     author=cfg['author'],
     author_email=cfg['author_email'],
     license='Apache-2.0',
     url=cfg['git_url'],
-    packages=find_packages(include=[cfg['lib_name'], f"{cfg['lib_name']}.*"]),
-    package_data={cfg['lib_name']: ['weights/*']},
+    project_urls={'Documentation': cfg['doc_host'] + cfg['doc_baseurl'], 'Source': cfg['git_url'], 'Issues': cfg['git_url'] + '/issues',
+                  'Changelog': f'{page}/CHANGELOG.md'},
+    classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: Science/Research', 'Operating System :: OS Independent',
+                 'Topic :: Scientific/Engineering :: Artificial Intelligence', 'Programming Language :: Python :: 3',
+                 *(f'Programming Language :: Python :: 3.{minor}' for minor in range(10, 14))],
+    packages=[cfg['lib_name'], f"{cfg['lib_name']}.weights"],
+    package_data={f"{cfg['lib_name']}.weights": ['*']},
     cmdclass={'build_py': BuildWithExperiments},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(),
-    extras_require={'dev': cfg['dev_requirements'].split(), 'bench': cfg['bench_requirements'].split()},
+    extras_require=extras,
     entry_points={
         'console_scripts': cfg['console_scripts'].split(),
         'nbdev': [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"],

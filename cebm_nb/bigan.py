@@ -16,7 +16,7 @@ from torch.nn.functional import softplus
 from .conjugacy import Prior
 from .encoders import ConvEncoder
 from .fast import frozen
-from .models import check_inputs, check_latents, output_shape, widen
+from .models import check_inputs, check_latents, output_shape, seeded, widen
 from .settings import UserError, bigan_presets
 from .trainer import Trainer
 
@@ -105,9 +105,7 @@ class AdversarialTrainer(Trainer):
     def learn(self, x: Tensor, used: float) -> dict:
         "A move of the discriminator, then one of encoder and generator."
         seed = torch.randint(2**62, (), generator=self.generator, device=self.device).item()
-        with torch.random.fork_rng([self.device] if self.device.type == 'cuda' else []):  # dropout knows only the global generator
-            torch.manual_seed(seed)
-            return self._round(x, used)
+        with seeded(seed, self.device): return self._round(x, used)  # dropout knows only the global generator
 
     def _round(self, x, used):
         m, noise = self.model, self.settings.instance_noise * (1 - used)

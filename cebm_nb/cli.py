@@ -9,6 +9,7 @@ __all__ = ['Eval', 'Sample', 'Report', 'Sweep', 'Bench', 'Resume', 'Train', 'tra
 # %% ../nbs/23_cli.ipynb #539d073b
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import inspect
 import io
@@ -114,6 +115,7 @@ class Train:
     root: str | None = None  # folder for downloaded data; ~/.cache/cebm_nb by default
     quiet: bool = False  # no progress bar
 
+@functools.cache
 def _helps(cls) -> dict:  # the comments beside the fields of a dataclass and of its parents
     source = '\n'.join(inspect.getsource(c) for c in reversed(cls.__mro__) if dataclasses.is_dataclass(c))
     return {name: text for name, text in re.findall(r'^    (\w+): .*?  # (.+)$', source, re.M)}

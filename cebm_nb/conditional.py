@@ -11,7 +11,6 @@ from typing import Callable
 
 import numpy as np
 import torch
-from skimage.restoration import denoise_tv_chambolle
 from torch import Tensor, nn
 
 from .data import ImageData
@@ -19,7 +18,7 @@ from .representation import nearest_neighbours
 from .samples import ready_to_sample, training_kernel
 from .fast import frozen, pick_device
 from .models import check_latents
-from .settings import UserError
+from .settings import UserError, extra
 from .sgld import SGLD
 
 # %% ../nbs/14_conditional.ipynb #5305541a
@@ -102,7 +101,8 @@ def total_variation(
     weight: float,  # the larger, the smoother
 ) -> Tensor:
     "Total-variation denoising of each image, without any model (Chambolle 2004, as scikit-image has it)."
-    return torch.from_numpy(np.stack([denoise_tv_chambolle(image, weight=weight, channel_axis=0) for image in noisy.numpy()])).float()
+    denoise = extra('skimage.restoration', 'eval').denoise_tv_chambolle
+    return torch.from_numpy(np.stack([denoise(image, weight=weight, channel_axis=0) for image in noisy.numpy()])).float()
 
 def masks(
     in_shape: tuple,  # (C, H, W)

@@ -24,7 +24,7 @@ from fastcore.basics import patch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from .settings import DATA_SETS, UserError, check_name
+from .settings import DATA_SETS, UserError, check_name, extra
 
 # %% ../nbs/06_data.ipynb #2f693df4
 @dataclass
@@ -105,7 +105,7 @@ def _as_tensor(images) -> Tensor:
         hints = dict(DataLoader='pass its dataset', Dataset='pass its columns, such as ds["image"]')
         hint = hints.get(type(images).__name__, 'pass a numpy array, a tensor or a list of PIL images')
         raise UserError(f'images must be an array, got {type(images).__name__}; {hint}')
-    try: return images if isinstance(images, Tensor) else torch.from_numpy(np.ascontiguousarray(images))
+    try: return images if isinstance(images, Tensor) else torch.from_numpy(np.array(images))
     except (TypeError, ValueError) as error: raise UserError(f'images must be an array of numbers: {error}') from None
 
 def _as_labels(labels) -> tuple:  # (N,) numbers or words, as an array
@@ -250,7 +250,7 @@ def mnist_5k(root, download) -> ImageData:
 
 # %% ../nbs/06_data.ipynb #cc0d7341
 def _photographs():
-    from skimage import data
+    data = extra('skimage.data', 'eval')
     from sklearn.datasets import load_sample_images
     return [*load_sample_images().images, data.astronaut(), data.chelsea(), data.coffee(), data.rocket()]
 

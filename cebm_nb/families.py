@@ -44,9 +44,9 @@ class ExponentialFamily:
 
 # %% ../nbs/00_families.ipynb #a6ffc7ba
 def _check_shape(what, x, shape):
-    if not isinstance(x, Tensor) or x.shape[x.dim() - len(shape):] != shape:
-        got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise UserError(f'{what} must be a tensor of shape (..., {", ".join(map(str, shape))}), got {got}')
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.shape[x.dim() - len(shape):] != shape:
+        got = f'{tuple(x.shape)} {x.dtype}' if isinstance(x, Tensor) else type(x).__name__
+        raise UserError(f'{what} must be floats of shape (..., {", ".join(map(str, shape))}), got {got}')
     return x
 
 @patch

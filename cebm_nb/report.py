@@ -18,12 +18,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from markdown_it import MarkdownIt
 
 from .data import load_data
 from .evaluation import evaluation_parts, evaluation_tables, few_label_table, neighbour_figures, ood_table, part_key, part_titles
 from .plots import plot_few_label, plot_learning, save_figure
-from .settings import MODELS, Config, UserError, read_document
+from .settings import MODELS, Config, UserError, extra, read_document
 from .storage import load_weights, read_json, save_weights, write_atomically
 from .zoo import load_model, read_config
 
@@ -162,7 +161,7 @@ def as_html(
     title: str,  # of the page
 ) -> str:
     "A page of HTML; raw HTML in the Markdown is shown as text."
-    body = MarkdownIt('js-default').render(text)
+    body = extra('markdown_it', 'eval').MarkdownIt('js-default').render(text)
     return f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title><style>{_style}</style></head><body>\n{body}</body></html>\n'
 
 # %% ../nbs/16_report.ipynb #20ab50a1

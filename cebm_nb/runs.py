@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from . import __version__
 from .data import ImageData, file_name, load_data
+from .fast import pick_device
 from .settings import MODELS, Budget, Config, UserError, change, check_name, energy_presets, trainable_names
 from .storage import load_weights, save_weights, write_atomically, write_json, write_lock
 from .trainer import DivergenceError, EnergyTrainer, Trainer
@@ -287,6 +288,7 @@ def train(
     "Train a model and leave a run folder; raises ValueError and OSError before it starts, DivergenceError later."
     named = data if isinstance(data, str) else None
     if isinstance(sampler, dict): sampler, settings = None, settings | dict(sampler=sampler)
+    pick_device(device)  # what can be told before anything is loaded, is
     check_name('model', model, trainable_names()) if isinstance(model, str) else trainer_class(model)
     data = as_data(data, root, image_size)
     if isinstance(model, str): model = create_model(model, data.in_shape, seed, **options or {})

@@ -10,6 +10,7 @@ __all__ = ['start_of_chains', 'generated_images', 'training_kernel', 'ready_to_s
 
 # %% ../nbs/13_samples.ipynb #215c9987
 import os
+import tempfile
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +28,8 @@ from torch.nn import functional as F
 from .data import ImageData
 from .encoders import ConvEncoder
 from .fast import FrozenEnergy, mixed_precision, pick_device
-from .settings import SAMPLERS, SamplerSettings, UserError, check_name
+from .models import seeded
+from .settings import SAMPLERS, SamplerSettings, UserError, check_name, extra
 from .sgld import ReplayBuffer
 
 # %% ../nbs/13_samples.ipynb #bbcbc25b
@@ -137,13 +139,18 @@ def chain_paths(
     return paths
 
 # %% ../nbs/13_samples.ipynb #34abdc97
+def _arviz():  # takes seconds to import, and wants a folder for its cache
+    try: return extra('arviz', 'eval')
+    except OSError:
+        with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, XDG_CACHE_HOME=folder): return extra('arviz', 'eval')
+
 def chain_diagnostics(
     energies: np.ndarray,  # (chains, draws); the first half of the draws is left out
 ) -> dict:  # rhat, ess (draws that independent ones would be worth), draws (how many there are); None where they are not defined
     "R-hat and effective sample size of the energies along chains."
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # of a version to come, and of a home that cannot be written
-        import arviz  # takes seconds to import, and only this needs it
+        arviz = _arviz()
     kept = np.asarray(energies, np.float64)[:, energies.shape[1] // 2:]
     values = (float(arviz.rhat(kept)), float(arviz.ess(kept))) if min(kept.shape) >= 4 else (np.nan, np.nan)
     rhat, ess = (value if np.isfinite(value) else None for value in values)
@@ -218,9 +225,7 @@ def train_features(
     "A classifier of the training images, with its accuracy on the test images; raises ValueError without labels."
     if data.train.labels is None: raise UserError(f'features are learned from labels, and {data.name} has none')
     device, generator = pick_device(device), torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = FeatureNet(data.in_shape, int(data.train.labels.max()) + 1).to(device)
+    with seeded(seed): net = FeatureNet(data.in_shape, int(data.train.labels.max()) + 1).to(device)
     optimiser = torch.optim.AdamW(net.parameters(), lr=2e-3)
     for _ in range(steps):
         pick = torch.randint(len(data.train), (128,), generator=generator)

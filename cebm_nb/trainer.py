@@ -120,8 +120,8 @@ def check_fit(model: nn.Module, data, settings: Settings):
     if not hasattr(data, 'train') or not hasattr(data, 'in_shape'):
         raise UserError(f'data must be an ImageData, got {type(data).__name__}; make one with ImageData.from_arrays')
     if not weights: raise UserError(f'{type(model).__name__} has no weights to train')
-    if any(p.dtype in (torch.float16, torch.bfloat16) for p in weights):
-        raise UserError(f"weights in {weights[0].dtype} cannot be trained; use model.float() and precision='bfloat16'")
+    if any(p.is_floating_point() and p.dtype != torch.float32 for p in weights):
+        raise UserError(f"weights in {weights[0].dtype} cannot be trained; use model.float(), and precision= for speed")
     if shape is not None and tuple(shape) != data.in_shape:
         raise UserError(f'the model is for images of shape {tuple(shape)}, the data have {data.in_shape}')
     if settings.batch_size > len(data.train):

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from .conjugacy import MixturePrior, Prior
-from .models import CEBM, IGEBM
+from .models import CEBM, IGEBM, seeded
 from .settings import ENCODERS, FAMILIES, MODELS, UserError, change, check_name
 from .storage import first_line, load_tensors, load_weights, read_json, save_weights, write_json
 
@@ -94,9 +94,7 @@ def create_model(
     if not isinstance(seed, int) or isinstance(seed, bool) or abs(seed) > 2**62: raise UserError(f'seed must be a whole number, got {seed!r}')
     create = kind.create
     if isinstance(create, str): create = getattr(importlib.import_module(create.split(':')[0]), create.split(':')[1])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = create(in_shape, **chosen)
+    with seeded(seed): model = create(in_shape, **chosen)
     model.config = dict(name=name, in_shape=list(in_shape), seed=seed) | chosen
     return model
 
@@ -120,7 +118,7 @@ def model_from_config(
 ) -> nn.Module:
     "A new model from its description; raises ValueError where it describes none, or one of Python."
     if config['model'] not in MODELS:
-        raise UserError(f'{path} is of a model of your own, {config["model"]}; pass model=, of the same architecture')
+        raise UserError(f'{path} is of a model of your own, {config["model"]!r}; pass model=, of the same architecture')
     try: return create_model(config['model'], config['run']['in_shape'], config['seed'], **config['options'])
     except (KeyError, TypeError, ValueError) as error: raise UserError(f'{path} does not describe a model: {first_line(error)}') from None
 

@@ -17,6 +17,8 @@ from torchvision import datasets
 import cebm_nb.data as data_module
 from cebm_nb.data import ImageSet, load_data
 from cebm_nb.detection import outlier_sets, real_strangers, stranger_names
+from cebm_nb.settings import UserError
+from cebm_nb.zoo import create_model
 
 rng = np.random.default_rng(0)
 
@@ -154,7 +156,7 @@ def picture(path, size=(16, 16), mode='L', value=100):
 def test_folder_without_classes_and_with_a_split(tmp_path):
     for i in range(10): picture(tmp_path / 'flat' / f'{i}.png', value=i)
     flat = load_data(f'folder:{tmp_path}/flat')
-    assert flat.train.labels is None and flat.class_names is None and (len(flat.train), len(flat.test)) == (8, 2) and flat.in_shape == (1, 16, 16)
+    assert flat.train.labels is None and flat.class_names is None and len(flat.train) + len(flat.test) == 10 and flat.in_shape == (1, 16, 16)
     for part, n in (('train', 4), ('test', 2)):
         for c in 'ab':
             for i in range(n): picture(tmp_path / 'split' / part / c / f'{i}.png', mode='RGB')
@@ -170,30 +172,29 @@ def test_bad_folders(tmp_path):
     refused(tmp_path / 'missing', 'no folder')
     (tmp_path / 'empty').mkdir()
     refused(tmp_path / 'empty', 'no images')
-    picture(tmp_path / 'mixed' / '1.png'), picture(tmp_path / 'mixed' / '2.png', size=(20, 16))
+    picture(tmp_path / 'mixed' / '1.png'), picture(tmp_path / 'mixed' / '2.png', size=(20, 16), value=30)
     refused(tmp_path / 'mixed', 'image_size')
     assert load_data(f'folder:{tmp_path}/mixed', image_size=8).in_shape == (1, 8, 8)
     picture(tmp_path / 'broken' / '1.png'), picture(tmp_path / 'broken' / '2.png', size=(200, 200))
     whole = (tmp_path / 'broken' / '2.png').read_bytes()
     (tmp_path / 'broken' / '2.png').write_bytes(whole[:len(whole) // 2])
     refused(tmp_path / 'broken', '2.png cannot be read')
-    for i in range(2): picture(tmp_path / 'large' / f'{i}.png', size=(100, 100))
-    refused(tmp_path / 'large', 'from 8 to 64')
-    refused(tmp_path / 'large', 'from 8 to 64', image_size=4)
+    for i in range(2): picture(tmp_path / 'large' / f'{i}.png', size=(100, 100), value=i)
+    with pytest.raises(UserError, match='from 8 to 64.*--image-size'): create_model('cebm', load_data(f'folder:{tmp_path}/large').in_shape)
     picture(tmp_path / 'both' / '1.png'), picture(tmp_path / 'both' / 'a' / '1.png')
     refused(tmp_path / 'both', 'both images')
     picture(tmp_path / 'single' / '1.png')
-    refused(tmp_path / 'single', 'at least 2')
+    refused(tmp_path / 'single', 'at least 2 different')
 
 
 @pytest.mark.parametrize('values, word', [
-    (np.full((2, 8, 8), 255.), 'scale them'), (np.full((2, 8, 8), np.nan), 'NaN'), (np.full((2, 8, 8), -np.inf), 'infinite'),
-    (np.zeros((0, 8, 8), np.uint8), 'empty'), (np.zeros((2, 8, 8, 2), np.uint8), 'channels'), (np.zeros((2, 8, 8), np.int32), 'uint8')])
+    (np.full((2, 8, 8), 255.), r'value_range=\(0, 255\)'), (np.full((2, 8, 8), np.nan), 'finite'), (np.full((2, 8, 8), -np.inf), 'finite'),
+    (np.zeros((0, 8, 8), np.uint8), 'empty'), (np.zeros((2, 8, 8, 2), np.uint8), 'channels'), (np.zeros((2, 8, 8), np.int32), 'int32'), (np.zeros((2, 8, 8), bool), 'bool'), (np.zeros((2, 2, 8, 8, 8), np.uint8), 'vectors')])
 def test_bad_arrays(values, word):
     with pytest.raises(ValueError, match=word): ImageSet.from_array(values)
 
 
 def test_serving_ranges():
     images = ImageSet(torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16))
-    assert torch.allclose(images.serve(), images.serve(value_range=(0., 1.)) * 2 - 1, atol=1e-6)
+    assert images.serve().min() == -1 and images.serve().max() == 1
     assert torch.equal(ImageSet.from_array(images.serve()).images, images.images)

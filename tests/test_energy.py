@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from cebm_nb.models import create_model
+from cebm_nb.zoo import create_model
 
 
 def brute_energy(encoder, means, x):
@@ -26,7 +26,7 @@ def brute_energy(encoder, means, x):
 @pytest.mark.parametrize('name', ['cebm', 'gmm-cebm'])
 @pytest.mark.parametrize('dtype, tolerance', [(torch.float32, 1e-5), (torch.float64, 1e-9)])
 def test_energy_equals_brute_force(name, shape, dtype, tolerance):
-    model = create_model(name, shape, components=3 if name == 'gmm-cebm' else None).to(dtype)
+    model = create_model(name, shape, **dict(components=3) if name == 'gmm-cebm' else {}).to(dtype)
     with torch.no_grad(): model.encoder.net[-1].weight.mul_(30)  # energies of the size that training gives
     x = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0)).to(dtype) * 2 - 1
     means = model.prior.natural[..., 0].reshape(-1, 128)

@@ -13,10 +13,10 @@ from test_commands import call, start
 from test_export import BIN, ROOT
 
 from cebm_nb.data import load_data
-from cebm_nb.models import load_model, pretrained_names, read_card
+from cebm_nb.storage import write_lock
+from cebm_nb.zoo import load_model, pretrained_names, read_card
 from cebm_nb.representation import encode_images, few_label
 from cebm_nb.sweep import run_notebook
-from cebm_nb.training import write_lock
 
 NOTEBOOKS = ROOT / 'nbs' / 'experiments'
 
@@ -31,9 +31,9 @@ def outputs(notebook): return [output for cell in notebook.cells if cell.cell_ty
 
 
 def test_the_three_notebooks_under_papermill(tmp_path):
-    trained = papermill(tmp_path, 'train', data='digits', model='gmm-cebm', preset='smoke', steps=40, model_options=dict(latent_dim=16, components=5), judge_every=20, out='run')
+    trained = papermill(tmp_path, 'train', data='digits', model='gmm-cebm', preset='smoke', steps=40, options=dict(latent_dim=16, components=5), validate_every=20, out='run')
     text = ''.join(output.get('text', '') for output in outputs(trained))
-    assert ' 50%  update 20' in text and '40 updates' in text and 'cebm_train --data digits --model gmm-cebm' in text
+    assert ' 50%  update 20' in text and '40 updates' in text and 'cebm train --data digits --model gmm-cebm' in text
     assert sum('image/png' in output.get('data', {}) for output in outputs(trained)) >= 7  # data, four quarters, curves, samples
     assert (tmp_path / 'run' / 'model.safetensors').is_file()
     papermill(tmp_path, 'evaluate', runs=['run'], parts=['few-label', 'clusters'], draws=2)
@@ -55,28 +55,28 @@ GRID = '''out: sweep
 parts: [few-label]
 draws: 2
 grids:
-- {data: digits, model: [vae, cebm], preset: smoke, steps: 400, model_options: {latent_dim: 16}}
-- {data: digits, model: cebm, preset: smoke, steps: 10, tag: impossible, settings: {batch_size: 5000, buffer_size: 5000}}
+- {data: digits, model: [vae, cebm], preset: smoke, steps: 400, options: {latent_dim: 16}}
+- {data: digits, model: cebm, preset: smoke, steps: 10, tag: impossible, settings: {batch_size: 5000, buffer: {size: 5000}}}
 '''
 
 
 def test_a_sweep_that_is_killed_goes_on_and_passes_over_failures(tmp_path):
     (tmp_path / 'grid.yaml').write_text(GRID)
-    process = start(tmp_path, 'cebm_sweep', 'grid.yaml')
+    process = start(tmp_path, 'sweep', 'grid.yaml')
     deadline, second = time.monotonic() + 400, tmp_path / 'sweep' / 'digits-cebm-s0' / 'checkpoint' / 'state.safetensors'
     while not second.exists() and time.monotonic() < deadline: time.sleep(0.05)
-    status, _, err = call(tmp_path, 'cebm_sweep', 'grid.yaml')
+    status, _, err = call(tmp_path, 'sweep', 'grid.yaml')
     assert status == 2 and 'another process' in err and len(err.splitlines()) == 1
     process.kill()
     process.communicate()
     first = (tmp_path / 'sweep' / 'digits-vae-s0' / 'model.safetensors').stat().st_mtime_ns
     time.sleep(3)  # its kernel notices that it is alone and ends too
-    status, out, err = call(tmp_path, 'cebm_sweep', 'grid.yaml', '--jobs', 2)
+    status, out, err = call(tmp_path, 'sweep', 'grid.yaml', '--jobs', 2)
     assert status == 1, err
-    assert 'FAILED digits-cebm-s0-impossible: ValueError: batch_size' in out and '2 of 3 runs are done' in out
+    assert 'FAILED digits-cebm-s0-impossible: UserError: batch_size' in out and '2 of 3 runs are done' in out
     assert (tmp_path / 'sweep' / 'digits-vae-s0' / 'model.safetensors').stat().st_mtime_ns == first, 'what was done was done again'
     for name in ('vae', 'cebm'):
-        assert json.loads((tmp_path / 'sweep' / f'digits-{name}-s0' / 'config.json').read_text())['finished'] | dict(seconds=0) == dict(status='complete', updates=400, seconds=0)
+        assert json.loads((tmp_path / 'sweep' / f'digits-{name}-s0' / 'config.json').read_text())['run']['finished'] | dict(seconds=0) == dict(status='complete', updates=400, seconds=0)
     assert 'vae' in (tmp_path / 'sweep' / 'report' / 'report.md').read_text()
 
 
@@ -104,7 +104,7 @@ def test_an_installed_package_has_its_notebooks_and_weights(tmp_path):
     wheel, = tmp_path.glob('*.whl')
     subprocess.run([sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--target', tmp_path / 'site', wheel], check=True, timeout=300)
     code = '''
-import cebm_nb.sweep as s, cebm_nb.models as m
+import cebm_nb.sweep as s, cebm_nb.zoo as m
 print(s.experiments_folder()); print(*s.grid_names()); print(*m.pretrained_names()); [m.load_model(n) for n in m.pretrained_names()]
 assert s.run_notebook('train', dict(data='digits', preset='smoke', steps=3, out='run'), s.Path('done.ipynb')) is None
 '''

@@ -1,9 +1,13 @@
 """The package and the README are what the notebooks say."""
 import filecmp
+import re
 import shutil
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
+
+import yaml
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -25,12 +29,34 @@ def test_readme_is_the_index_notebook(tmp_path):
     assert made.read_text() == (ROOT / 'README.md').read_text(), 'run make readme and commit'
 
 
-def test_notebooks_import_only_from_lower_numbers():
-    order = {p.stem.split('_', 1)[1]: p.stem[:2] for p in (ROOT / 'nbs').glob('[0-9][0-9]_*.ipynb')}
-    seen = 0
-    for module, number in order.items():
-        for line in (ROOT / 'cebm_nb' / f'{module}.py').read_text().splitlines():
-            if line.startswith('from .') and not line.startswith('from . '):
-                seen += 1
-                assert order[line.split()[1][1:]] < number, f'{module}: {line}'
-    assert seen > 10
+PARTS = dict(method='families conjugacy models settings sgld trainer', images='data encoders', baselines='vae bigan',
+             evaluation='plots representation detection samples conditional evaluation report', running='storage zoo runs fast bench sweep cli')
+
+
+def imports(module):  # of this package, at the top of a module
+    return {name for line in (ROOT / 'cebm_nb' / f'{module}.py').read_text().splitlines() for name in re.findall(r'^from \.(\w+) import', line)}
+
+
+def test_imports_form_no_circle_and_the_method_knows_nothing_of_running():
+    part = {module: name for name, modules in PARTS.items() for module in modules.split()}
+    assert set(part) == {p.stem for p in (ROOT / 'cebm_nb').glob('[a-z]*.py')}
+    needs = {module: imports(module) for module in part}
+    assert tuple(TopologicalSorter(needs).static_order())                          # raises CycleError where there is one
+    for module, used in needs.items():
+        if part[module] in ('method', 'images', 'baselines'):
+            assert not {other for other in used if part[other] in ('evaluation', 'running')} - {'storage', 'fast'}, module
+        if part[module] == 'evaluation': assert not used & {'runs', 'bench', 'sweep', 'cli'}, module
+
+
+def test_numbers_follow_the_reading_order_of_the_site():
+    contents = yaml.safe_load((ROOT / '_quarto.yml').read_text())['website']['sidebar']['contents']
+    pages = [page for entry in contents for page in (entry['contents'] if isinstance(entry, dict) else [entry])]
+    numbered = [page for page in pages if page[0].isdigit()]
+    assert numbered == sorted(numbered) and {p.name for p in (ROOT / 'nbs').glob('*.ipynb')} <= set(pages)
+    for page in pages: assert (ROOT / 'nbs' / page).is_file()
+
+
+def test_the_public_face_is_cheap_and_complete():
+    code = "import sys, cebm_nb as cn; names = dir(cn); print('torch' in sys.modules, cn.__version__)\nfor name in cn.__all__: assert name in names and getattr(cn, name) is not None"
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[0] == 'False'

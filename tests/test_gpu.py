@@ -3,18 +3,20 @@ import json
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
 
 from cebm_nb.data import load_data
 from cebm_nb.evaluation import evaluate
-from cebm_nb.models import CEBM, create_model, load_model
+from cebm_nb.fast import CUDAGraphs, FrozenEnergy, _Captured, exact_convolutions
+from cebm_nb.models import CEBM
+from cebm_nb.runs import Run, resume, train
+from cebm_nb.settings import change, get_settings
+from cebm_nb.trainer import EnergyTrainer
+from cebm_nb.sgld import SGLD
+from cebm_nb.zoo import create_model, load_model
 from cebm_nb.samples import sample_images
-from cebm_nb.sgld import SGLD, FrozenEnergy, CUDAGraphs, _Captured, exact_convolutions
-from cebm_nb.trainer import get_settings, trainer_class
-from cebm_nb.training import Run, resume, train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
 models = ['cebm', 'gmm-cebm', 'igebm']
@@ -37,7 +39,7 @@ def noise(seed): return torch.Generator('cuda').manual_seed(seed)
 def test_a_replayed_chain_is_that_of_the_plain_loop(name, shape):
     model, kernel, start = sharp(name, shape), SGLD(steps=20), images(6, shape)
     energy = FrozenEnergy(model, 'float32')
-    fast, plain, generator = kernel.sample(energy, start, noise(3)), start, noise(3)
+    fast, plain, generator = kernel(energy, start, noise(3)), start, noise(3)
     assert isinstance(*energy.graphs.captured.values(), _Captured)
     with exact_convolutions(start.device):
         for _ in range(20):
@@ -45,7 +47,7 @@ def test_a_replayed_chain_is_that_of_the_plain_loop(name, shape):
             plain = x - torch.autograd.grad(model.energy(x).sum(), x)[0] + kernel.noise_std * torch.empty_like(x).normal_(generator=generator)
     plain = plain.detach()
     assert (plain - start).norm() > 0.1 and (fast - plain).norm() < 1e-4 * (plain - start).norm()
-    assert torch.equal(fast, kernel.sample(energy, start, noise(3)))  # all of it replayed, the same
+    assert torch.equal(fast, kernel(energy, start, noise(3)))  # all of it replayed, the same
 
 
 @pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
@@ -98,7 +100,7 @@ def test_old_graphs_go():
 
 def test_what_cannot_be_captured_is_called():
     class Looks(CEBM):
-        def energy_of(self, features): return super().energy_of(features) * (1. if features.sum().item() < 1e30 else 2.)
+        def forward(self, x): return super().forward(x) * (1. if x.sum().item() < 1e30 else 2.)
     model, other = sharp('cebm'), sharp('cebm')
     other.__class__ = Looks
     looks, x = FrozenEnergy(other, 'float32'), images(5)
@@ -111,17 +113,17 @@ def test_what_cannot_be_captured_is_called():
 
 
 @pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
-@pytest.mark.parametrize('name, young', [*((name, {}) for name in models), ('cebm', dict(restart_prob=0.2, burn_in=2, buffer_start=100))])
+@pytest.mark.parametrize('name, young', [*((name, {}) for name in models), ('cebm', dict(restart_prob=0.2, burn_in=2, start=100))])
 def test_training_from_graphs_is_training(name, young, precision, monkeypatch):
-    data, settings = load_data('digits'), replace(get_settings('cpu', name), sgld_steps=5, batch_size=50, warmup=0, **young)
+    data, settings = load_data('digits'), get_settings('cpu', name, sampler=dict(steps=5), batch_size=50, optimiser=dict(warmup=0), buffer=young)
     def trained(updates):
-        trainer = trainer_class(name)(create_model(name, data.in_shape), data, settings, 3, 'cuda', precision)
+        trainer = EnergyTrainer(create_model(name, data.in_shape), data, settings, 3, 'cuda', precision)
         rows = [{k: float(v) for k, v in trainer.update(0.).items()} for _ in range(updates)]
-        if updates > 8: trainer.settings = replace(settings, sgld_steps=8, grad_clip=0.1)  # as a rescue does
+        if updates > 8: trainer.use(change(settings, dict(sampler=dict(steps=8), optimiser=dict(grad_clip=0.1))))  # as a rollback does
         rows += [{k: float(v) for k, v in trainer.update(0.).items()} for _ in range(6 if updates > 8 else 0)]
         return trainer, rows
     trainer, replayed = trained(12)
-    assert isinstance(*trainer._graphs[1].captured.values(), _Captured)
+    assert isinstance(*trainer.graphs.captured.values(), _Captured)
     monkeypatch.setattr(CUDAGraphs, '__call__', lambda self, function, *tensors: function(*tensors))
     _, called = trained(12)
     for a, b in zip(replayed, called): assert a == pytest.approx(b, rel=2e-3, abs=2e-3)
@@ -143,7 +145,7 @@ def test_same_seed_same_run_and_a_resumed_one_too(name, tmp_path):
         if trainer.step == 25: signal.raise_signal(signal.SIGINT)
     options = dict(model=name, data='digits', preset='smoke', steps=60, device='cuda', progress=False)
     for part in 'ab': train(out=tmp_path / part, **options)
-    assert train(out=tmp_path / 'c', callbacks=(interrupt,), **options).config['finished'] | dict(seconds=0) == dict(status='interrupted', updates=25, seconds=0)
+    assert train(out=tmp_path / 'c', callbacks=(interrupt,), **options).config['run']['finished'] | dict(seconds=0) == dict(status='interrupted', updates=25, seconds=0)
     resume(tmp_path / 'c', progress=False)
     first = weights(tmp_path / 'a')
     for other in 'bc': assert all(torch.equal(first[k], v) for k, v in weights(tmp_path / other).items()), other
@@ -162,9 +164,7 @@ def test_a_run_travels_to_the_processor_and_back(tmp_path):
 
 
 def test_commands(tmp_path):
-    for words in ['cebm_train --data digits --preset smoke --steps 30 --out run --quiet', 'cebm_eval run --draws 2 --only few-label,ood', 'cebm_sample run --steps 5']:
-        command, *rest = words.split()
-        (tmp_path / 'command.py').write_text(f'from cebm_nb.cli import {command}\n{command}()\n')
-        done = subprocess.run([sys.executable, 'command.py', *rest], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    for words in ['train --data digits --preset smoke --steps 30 --out run --quiet', 'eval run --draws 2 --only few-label,ood', 'sample run --steps 5']:
+        done = subprocess.run([sys.executable, '-c', 'from cebm_nb.cli import main; main()', *words.split()], cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
-    assert 'cuda' in json.loads((tmp_path / 'run' / 'config.json').read_text())['device']
+    assert 'cuda' in json.loads((tmp_path / 'run' / 'config.json').read_text())['run']['device']

@@ -10,8 +10,13 @@ import torch
 
 from cebm_nb.bench import bench_growth, growths, plain_model, plain_sample, step_memory, step_operations, step_table
 from cebm_nb.conditional import fill_in
-from cebm_nb.models import create_model
-from cebm_nb.sgld import SGLD, FrozenEnergy, native_precisions
+from cebm_nb.fast import FrozenEnergy, native_precisions
+from cebm_nb.sgld import SGLD
+from cebm_nb.data import load_data
+from cebm_nb.models import CEBM
+from cebm_nb.settings import Budget, get_settings
+from cebm_nb.trainer import EnergyTrainer
+from cebm_nb.zoo import create_model
 
 shapes = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (1, 17, 23)]
 
@@ -32,7 +37,7 @@ def plain_chain(energy, x, kernel, seed):  # the formula, a line a step
 def test_twenty_steps_are_those_of_the_plain_loop(name, shape):
     model, kernel, x = create_model(name, shape, latent_dim=32), SGLD(steps=20), images(6, shape)
     with torch.no_grad(): model.encoder.net[-1].weight.mul_(10)  # gradients of the size that training gives
-    fast, plain = kernel.sample(FrozenEnergy(model, 'float32'), x, torch.Generator().manual_seed(3)), plain_chain(model.energy, x, kernel, 3)
+    fast, plain = kernel(FrozenEnergy(model, 'float32'), x, torch.Generator().manual_seed(3)), plain_chain(model.energy, x, kernel, 3)
     assert (plain - x).norm() > 0.1
     assert (fast - plain).norm() < 1e-4 * (plain - x).norm()
 
@@ -56,15 +61,14 @@ def test_double_precision_stays_double():
     assert ours.dtype == energy.dtype == torch.float64 and torch.allclose(ours, gradient, rtol=1e-10)
 
 
-def test_weights_are_those_of_the_moment_and_gradients_leave_them_alone():
+def test_gradients_leave_weights_alone_and_follow_them():
     model, x = create_model('igebm', (1, 12, 12)), images(4, (1, 12, 12))
     energy = FrozenEnergy(model, 'float32')
     before = energy(x)
     with torch.no_grad(): model.encoder.net[0].weight.add_(1.)
-    assert torch.equal(energy(x), before) and not torch.equal(FrozenEnergy(model, 'float32')(x), before)
-    energy.refresh()
-    assert torch.equal(energy(x), FrozenEnergy(model, 'float32')(x))
-    assert not energy(x).requires_grad and all(p.grad is None for p in model.parameters())
+    energy.value_and_gradient(x)
+    assert not torch.equal(energy(x), before) and torch.equal(energy(x), FrozenEnergy(model, 'float32')(x))
+    assert not energy(x).requires_grad and all(p.grad is None and p.requires_grad for p in model.parameters())
 
 
 def test_pieces_of_a_batch_give_the_batch():
@@ -98,14 +102,58 @@ def test_a_model_without_weights():
     assert torch.allclose(energy, x.square().sum((1, 2, 3))) and torch.allclose(gradient, 2 * x)
 
 
-def test_wrong_shapes_are_told():
-    with pytest.raises(ValueError, match=r'must have the shape \(B, 1, 28, 28\), got \(2, 3, 28, 28\)'): FrozenEnergy(create_model('cebm', (1, 28, 28)))(torch.zeros(2, 3, 28, 28))
+class Hooked(torch.nn.Module):
+    "An own energy: of another form, with a hook, on layers of its own."
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+        self.net[1].register_forward_pre_hook(lambda module, inputs: (2 * inputs[0],))
+    def energy(self, x): return 3 * self.net(x)[:, 0]
+
+
+def test_an_energy_of_ones_own_is_taken_at_its_word():
+    class Louder(CEBM):
+        def energy(self, x): return 5 * super().energy(x)
+    made = create_model('cebm', (1, 8, 8), latent_dim=4)
+    for model in (Hooked(), Louder(made.encoder, made.prior)):
+        x = images(5, (1, 8, 8)).requires_grad_()
+        energy = model.energy(x)
+        gradient, = torch.autograd.grad(energy.sum(), x)
+        ours = FrozenEnergy(model, 'float32').value_and_gradient(x.detach())
+        assert torch.allclose(ours[0], energy, rtol=1e-5) and torch.allclose(ours[1], gradient, rtol=1e-4, atol=1e-7)
+
+
+def torchebm_sampler(step, noise, steps):
+    core, samplers = pytest.importorskip('torchebm.core'), pytest.importorskip('torchebm.samplers')
+    class Energy(core.BaseModel):
+        def __init__(self, energy): super().__init__(); self.energy = energy
+        def forward(self, x): return self.energy(x)
+    return lambda energy, x0, generator=None: samplers.LangevinDynamics(Energy(energy), step_size=step, noise_scale=noise / (2 * step)**0.5).sample(x=x0, n_steps=steps)
+
+
+def ebmkit_sampler(step, noise, steps):
+    chain = pytest.importorskip('ebm.samplers.langevin').LangevinDynamics(step, steps, noise)
+    return lambda energy, x0, generator=None: chain.sample(energy, x0)
+
+
+@pytest.mark.parametrize('make', [torchebm_sampler, ebmkit_sampler])
+def test_samplers_of_other_libraries_move_chains_as_ours_do(make):
+    data, settings = load_data('digits'), get_settings('smoke', sampler=dict(steps=5))
+    model, x = create_model('cebm', data.in_shape, latent_dim=8), images(40, data.in_shape)
+    with torch.no_grad(): model.encoder.net[-1].weight.mul_(60)
+    ours = SGLD(2., 0., steps=5)(FrozenEnergy(model, 'float32'), x)
+    theirs = make(1., 1e-9, 5)(FrozenEnergy(model, 'float32'), x)                 # all but without noise, so that the gradient is seen
+    assert (ours - x).norm() > 0.5 and (theirs - ours).norm() < 1e-3 * (ours - x).norm()
+    trainer = EnergyTrainer(model, data, settings, device='cpu', precision='float32', sampler=make(1., 7.5e-3, 5))
+    before = trainer.buffer.chains.clone()
+    trainer.fit(Budget(steps=11))
+    assert (trainer.buffer.chains != before).any() and trainer.buffer.chains.isfinite().all() and trainer.step == 11
 
 
 def test_the_benchmark_measures_the_same_chain():
     model, x = create_model('cebm', (1, 28, 28)), images(10, (1, 28, 28))
     kernel = SGLD(noise_std=1e-12, steps=5)
-    assert torch.allclose(plain_sample(plain_model(model).energy, kernel, x), kernel.sample(FrozenEnergy(model, 'float32'), x), atol=1e-5)
+    assert torch.allclose(plain_sample(plain_model(model), kernel, x), kernel(FrozenEnergy(model, 'float32'), x), atol=1e-5)
     assert step_operations(model, x) == 10 * step_operations(model, x[:1])
 
 
@@ -118,7 +166,7 @@ def test_growth_and_memory(monkeypatch):
 
 
 def test_bench_command(tmp_path):
-    done = subprocess.run([Path(sys.executable).parent / 'cebm_bench', '--only', 'step', '--repeats', '1', '--out', 'times'], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([Path(sys.executable).parent / 'cebm', 'bench', '--only', 'step', '--repeats', '1', '--out', 'times'], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / 'times' / 'bench.json').read_text())['step']
     fast = native_precisions(torch.device('cpu'))

@@ -10,18 +10,20 @@ import time
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from test_commands import SMALL, call, hear_ctrl_c, start
 
 from cebm_nb.bigan import AdversarialTrainer, BiGAN
 from cebm_nb.data import load_data
-from cebm_nb.models import CEBM, create_model, load_model, load_weights
+from cebm_nb.models import CEBM
+from cebm_nb.runs import Run, resume, train
+from cebm_nb.storage import load_weights
 from cebm_nb.trainer import DivergenceError, EnergyTrainer
-from cebm_nb.training import Run, resume, train
+from cebm_nb.zoo import create_model, load_model
 
 KILLS = int(os.environ.get('CEBM_KILLS', 1))  # for each of seven models; CEBM_KILLS=4 is the long form
 MODELS = ['cebm', 'gmm-cebm', 'igebm', 'vae', 'gmm-vae', 'bigan', 'gmm-bigan']
-FAST = dict(data='digits', preset='smoke', progress=False, model_options=dict(latent_dim=16))
+FAST = dict(data='digits', preset='smoke', progress=False, validate_every=0, options=dict(latent_dim=16))
 
 
 def state(folder): return load_weights(folder / 'checkpoint' / 'state.safetensors')[0]
@@ -48,9 +50,9 @@ def flip(path, where=0.5):
 @pytest.mark.parametrize('model', MODELS)
 def test_killed_at_random_moments_it_is_still_the_same_run(model, tmp_path):
     updates, rng, killed = 2500 if KILLS > 1 else 1200, random.Random(model), 0
-    options = [*SMALL, '--model', model, '--average', 0.9, '--steps', updates]
-    assert call(tmp_path, 'cebm_train', *options, '--out', 'whole', '--quiet')[0] == 0
-    attempt = ['cebm_train', *options, '--out', 'killed', '--save_every', 0.05, '--quiet']
+    options = [*SMALL, '--model', model, '--optimiser.average', 0.9, '--steps', updates]
+    assert call(tmp_path, 'train', *options, '--out', 'whole', '--quiet')[0] == 0
+    attempt = ['train', *options, '--out', 'killed', '--save_every', 0.05, '--quiet']
     for _ in range(10 * KILLS):
         process = start(tmp_path, *attempt)
         wait_for_a_new(tmp_path / 'killed' / 'checkpoint' / 'state.safetensors', process)
@@ -58,7 +60,7 @@ def test_killed_at_random_moments_it_is_still_the_same_run(model, tmp_path):
         process.kill()
         process.communicate()
         killed += process.returncode == -signal.SIGKILL
-        attempt = ['cebm_train', '--resume', 'killed', '--quiet']
+        attempt = ['train', '--resume', 'killed', '--quiet']
         if killed == KILLS: break
     status, out, err = call(tmp_path, *attempt)
     assert status == 0, err
@@ -90,11 +92,11 @@ def test_a_full_disk_ends_the_run_with_its_checkpoint_whole(run):
         hear_ctrl_c()
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    process = start(run.parent, 'cebm_train', '--resume', 'run', '--steps', 30, '--quiet', preexec_fn=little_room)
+    process = start(run.parent, 'train', '--resume', 'run', '--steps', 30, '--quiet', preexec_fn=little_room)
     out, err = process.communicate(timeout=120)
-    assert process.returncode == 2 and len(err.splitlines()) == 1 and 'too large' in err
+    assert process.returncode == 1 and len(err.splitlines()) == 1 and 'too large' in err
     assert same(state(run), before) and not list(run.rglob('*.part'))
-    assert call(run.parent, 'cebm_train', '--resume', 'run', '--steps', 30, '--quiet')[0] == 0
+    assert call(run.parent, 'train', '--resume', 'run', '--steps', 30, '--quiet')[0] == 0
 
 
 def test_a_disk_that_fills_up_while_training(short, tmp_path):
@@ -103,15 +105,15 @@ def test_a_disk_that_fills_up_while_training(short, tmp_path):
     if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=16m', 'tmpfs', small], capture_output=True).returncode: pytest.skip('only root may mount')
     try:
         shutil.copytree(short, small / 'run')
-        process = start(small, 'cebm_train', '--resume', 'run', '--steps', 1_000_000, '--quiet', preexec_fn=hear_ctrl_c)
+        process = start(small, 'train', '--resume', 'run', '--steps', 1_000_000, '--quiet', preexec_fn=hear_ctrl_c)
         wait_for_a_new(small / 'run' / 'checkpoint' / 'state.safetensors', process)
         (small / 'filler').write_bytes(b'x' * (shutil.disk_usage(small).free - 4096))
         process.terminate()
         out, err = process.communicate(timeout=120)
-        assert process.returncode == 2 and len(err.splitlines()) == 1 and 'No space left' in err and '--resume' in err
+        assert process.returncode == 1 and len(err.splitlines()) == 1 and 'No space left' in err and '--resume' in err
         (small / 'filler').unlink()
         done = load_weights(small / 'run' / 'checkpoint' / 'state.safetensors')[1]['step']
-        assert call(small, 'cebm_train', '--resume', 'run', '--steps', done + 5, '--quiet')[0] == 0
+        assert call(small, 'train', '--resume', 'run', '--steps', done + 5, '--quiet')[0] == 0
     finally: subprocess.run(['umount', small], check=True)
 
 
@@ -120,7 +122,7 @@ def test_a_disk_that_fills_up_while_training(short, tmp_path):
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(run, damage):
     whole = state(run)
     damage(run / 'checkpoint' / 'state.safetensors')
-    status, out, err = call(run.parent, 'cebm_train', '--resume', 'run', '--steps', 20, '--quiet')
+    status, out, err = call(run.parent, 'train', '--resume', 'run', '--steps', 20, '--quiet')
     assert status == 0, err
     assert 'Going on from previous.safetensors' in out
     assert same(state(run), whole)
@@ -129,18 +131,18 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(run, damage):
 def test_a_kill_between_two_renames_loses_nothing(run):
     whole = state(run)
     (run / 'checkpoint' / 'state.safetensors').rename(run / 'checkpoint' / 'new.safetensors')
-    assert resume(run, steps=20, progress=False).config['finished']['updates'] == 20
+    assert resume(run, steps=20, progress=False).config['run']['finished']['updates'] == 20
     assert same(state(run), whole)
 
 
 def test_all_checkpoints_damaged_is_told_in_one_line(run):
     for path in (run / 'checkpoint').iterdir(): flip(path)
-    status, out, err = call(run.parent, 'cebm_train', '--resume', 'run', '--steps', 30, '--quiet')
+    status, out, err = call(run.parent, 'train', '--resume', 'run', '--steps', 30, '--quiet')
     assert status == 2 and len(err.splitlines()) == 1 and 'state.safetensors is damaged' in err
 
 
 @pytest.mark.parametrize('name, word', [('model.safetensors', 'model.safetensors'), ('config.json', 'config.json')])
-@pytest.mark.parametrize('command', ['cebm_eval', 'cebm_sample'])
+@pytest.mark.parametrize('command', ['eval', 'sample'])
 def test_a_missing_or_damaged_file_is_named(run, name, word, command):
     (run / name).write_bytes((run / name).read_bytes()[:100])
     status, out, err = call(run.parent, command, 'run')
@@ -152,79 +154,66 @@ def test_a_missing_or_damaged_file_is_named(run, name, word, command):
 
 def test_settings_changed_behind_its_back_are_noticed(run):
     config = json.loads((run / 'config.json').read_text())
-    config['settings']['sgld_steps'] += 1
+    config['settings']['sampler']['steps'] += 1
     (run / 'config.json').write_text(json.dumps(config))
     with pytest.raises(ValueError, match='was changed since'): resume(run, steps=30, progress=False)
-    config['settings']['sgld_steps'] -= 1
-    config['model']['latent_dim'] = 17
+    config['settings']['sampler']['steps'] -= 1
+    config['options']['latent_dim'] = 17
     (run / 'config.json').write_text(json.dumps(config))
-    with pytest.raises(ValueError, match='describes another model'): load_model(run)
+    with pytest.raises(ValueError, match='holds another model'): load_model(run)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / 'file').write_text('')
     for out in ['/proc/run', 'file/run', 'file']:
-        status, _, err = call(tmp_path, 'cebm_train', *SMALL, '--steps', 5, '--out', out, '--quiet')
+        status, _, err = call(tmp_path, 'train', *SMALL, '--steps', 5, '--out', out, '--quiet')
         assert status == 2 and len(err.splitlines()) == 1, err
-
-
-def test_a_folder_of_an_older_version_goes_on(run):
-    tensors, record = load_weights(run / 'checkpoint' / 'state.safetensors')
-    shutil.rmtree(run / 'checkpoint')
-    (run / 'checkpoint').mkdir()
-    save_file(tensors | {'step': torch.tensor(record['step'])}, run / 'checkpoint' / 'state.safetensors')
-    (run / 'checkpoint' / 'state.json').write_text(json.dumps({k: record[k] for k in ('step', 'seconds', 'rows')}))
-    config = json.loads((run / 'config.json').read_text())
-    del config['settings']['rescues'], config['save_every']
-    (run / 'config.json').write_text(json.dumps(config))
-    save_file(load_file(run / 'model.safetensors'), run / 'model.safetensors')
-    assert resume(run, steps=25, progress=False).config['finished']['updates'] == 25
 
 
 # Two writers
 
 def test_two_processes_cannot_write_one_folder(tmp_path):
-    options = ['cebm_train', *SMALL, '--steps', 1_000_000, '--out', 'run', '--quiet']
+    options = ['train', *SMALL, '--steps', 1_000_000, '--out', 'run', '--quiet']
     process = start(tmp_path, *options)
     try:
         wait_for_a_new(tmp_path / 'run' / 'checkpoint' / 'state.safetensors', process)
-        status, out, err = call(tmp_path, 'cebm_train', '--resume', 'run')
+        status, out, err = call(tmp_path, 'train', '--resume', 'run')
         assert status == 2 and len(err.splitlines()) == 1 and 'another process' in err
         status, out, err = call(tmp_path, *options)
         assert status == 2 and 'not empty' in err
     finally: process.kill()
     process.communicate()
     done = load_weights(tmp_path / 'run' / 'checkpoint' / 'state.safetensors')[1]['step']
-    assert call(tmp_path, 'cebm_train', '--resume', 'run', '--steps', done + 5, '--quiet')[0] == 0  # the lock died with its holder
+    assert call(tmp_path, 'train', '--resume', 'run', '--steps', done + 5, '--quiet')[0] == 0  # the lock died with its holder
 
 
 def test_two_that_begin_at_the_same_moment(tmp_path):
-    both = [start(tmp_path, 'cebm_train', *SMALL, '--steps', 30, '--out', 'run', '--quiet') for _ in range(2)]
+    both = [start(tmp_path, 'train', *SMALL, '--steps', 30, '--out', 'run', '--quiet') for _ in range(2)]
     ends = [(p.communicate(timeout=300), p.returncode) for p in both]
     assert sorted(code for _, code in ends) in ([0, 2], [0, 0]) and all(len(err.splitlines()) <= 1 for (_, err), _ in ends)
     assert sum(code == 0 for _, code in ends) == 1, ends
-    assert Run.load(tmp_path / 'run').config['finished']['updates'] == 30
+    assert Run.load(tmp_path / 'run').config['run']['finished']['updates'] == 30
 
 
 # Signals and clocks
 
 def test_ctrl_c_twice_leaves_a_whole_checkpoint(tmp_path):
-    process = start(tmp_path, 'cebm_train', *SMALL, '--steps', 1_000_000, '--out', 'run', '--quiet')
+    process = start(tmp_path, 'train', *SMALL, '--steps', 1_000_000, '--out', 'run', '--quiet')
     wait_for_a_new(tmp_path / 'run' / 'checkpoint' / 'state.safetensors', process)
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
-    assert process.returncode in (0, 130) and len(err.splitlines()) <= 1, err
+    assert process.returncode == 130 and len(err.splitlines()) <= 1, err
     done = load_weights(tmp_path / 'run' / 'checkpoint' / 'state.safetensors')[1]['step']
-    assert call(tmp_path, 'cebm_train', '--resume', 'run', '--steps', done + 5, '--quiet')[0] == 0
+    assert call(tmp_path, 'train', '--resume', 'run', '--steps', done + 5, '--quiet')[0] == 0
 
 
 def test_a_terminal_that_closes(tmp_path):
-    process = start(tmp_path, 'cebm_train', *SMALL, '--steps', 1_000_000, '--out', 'run', '--quiet', preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))
+    process = start(tmp_path, 'train', *SMALL, '--steps', 1_000_000, '--out', 'run', '--quiet', preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))
     wait_for_a_new(tmp_path / 'run' / 'checkpoint' / 'state.safetensors', process)
     process.send_signal(signal.SIGHUP)
     out, err = process.communicate(timeout=120)
-    assert process.returncode == 0 and json.loads((tmp_path / 'run' / 'config.json').read_text())['finished']['status'] == 'interrupted', err
+    assert process.returncode == 130 and json.loads((tmp_path / 'run' / 'config.json').read_text())['run']['finished']['status'] == 'interrupted', err
 
 
 def test_a_clock_that_is_set_back(tmp_path, monkeypatch):
@@ -232,7 +221,7 @@ def test_a_clock_that_is_set_back(tmp_path, monkeypatch):
         now = time.time()
         monkeypatch.setattr(time, 'time', lambda: now - 1e6)
     run = train(out=tmp_path / 'run', minutes=0.02, callbacks=(set_back,), **FAST)
-    assert run.config['finished']['status'] == 'complete' and 1 <= run.config['finished']['seconds'] < 60
+    assert run.config['run']['finished']['status'] == 'complete' and 1 <= run.config['run']['finished']['seconds'] < 60
 
 
 # Numbers
@@ -240,23 +229,23 @@ def test_a_clock_that_is_set_back(tmp_path, monkeypatch):
 class NaNInABatch(EnergyTrainer):
     def batch(self):
         x = super().batch()
-        if self.step == 30 and not self.rescues: x[0, 0, 0, 0] = float('nan')
+        if self.step == 30 and not self.rollbacks: x[0, 0, 0, 0] = float('nan')
         return x
 
 
 class NaNInAGradient(EnergyTrainer):
-    def fill_gradient(self, loss, *args):
-        if self.step == 30 and not self.rescues: next(self.model.parameters()).register_hook(lambda g: g * (1 if self.rescues else float('nan')))
-        return super().fill_gradient(loss, *args)
+    def backward(self, loss, *args):
+        if self.step == 30 and not self.rollbacks: next(self.model.parameters()).register_hook(lambda g: g * (1 if self.rollbacks else float('nan')))
+        return super().backward(loss, *args)
 
 
 @pytest.mark.parametrize('trainer', [NaNInABatch, NaNInAGradient])
 def test_not_a_number_once_is_lived_through(trainer, tmp_path):
     made = create_model('cebm', (1, 8, 8), latent_dim=16)
     model = type('Own', (CEBM,), dict(trainer=trainer))(made.encoder, made.prior)
-    run = train(model, 'digits', 'smoke', out=tmp_path / 'run', steps=60, progress=False)
-    assert run.config['finished']['status'] == 'complete' and run.config['finished']['updates'] == 60
-    assert len(run.config['rescues']) == 1 and 'not finite at update 31' in run.config['rescues'][0]['reason']
+    run = train(model, 'digits', 'smoke', out=tmp_path / 'run', steps=60, progress=False, validate_every=0)
+    assert run.config['run']['finished']['status'] == 'complete' and run.config['run']['finished']['updates'] == 60
+    assert len(run.config['run']['rollbacks']) == 1 and 'not finite at update 31' in run.config['run']['rollbacks'][0]['reason']
     assert all(p.isfinite().all() for p in run.model.parameters())
 
 
@@ -269,11 +258,10 @@ class LostAt30(AdversarialTrainer):
 def test_a_bigan_that_gives_up_is_saved_with_statistics_of_its_averaged_weights(tmp_path):
     made, data = create_model('bigan', (1, 8, 8), latent_dim=8), load_data('digits')
     made.__class__ = type('Own', (BiGAN,), dict(trainer=LostAt30))
-    with pytest.raises(DivergenceError, match='1 rescues are used up'): train(made, data, 'smoke', out=tmp_path / 'run', steps=60, average=0.9, rescues=1, precision='float32', device='cpu', progress=False)
+    with pytest.raises(DivergenceError, match='1 rollbacks are used up'): train(made, data, 'smoke', out=tmp_path / 'run', steps=60, optimiser=dict(average=0.9), rollbacks=1, precision='float32', device='cpu', progress=False)
     saved = load_weights(tmp_path / 'run' / 'model.safetensors')[0]
     again = AdversarialTrainer(create_model('bigan', (1, 8, 8), latent_dim=8), data, AdversarialTrainer.presets['smoke'], device='cpu', precision='float32')
-    again.settings = AdversarialTrainer.presets['cpu']  # any with an average
-    again.average = again.model
+    again.average = create_model('bigan', (1, 8, 8), latent_dim=8)  # another than the model, as where weights are averaged
     again.average.load_state_dict(saved)
     again.refresh_average()
     assert any('running_mean' in name for name in saved)
@@ -283,40 +271,40 @@ def test_a_bigan_that_gives_up_is_saved_with_statistics_of_its_averaged_weights(
 @pytest.mark.parametrize('where', [float('inf'), float('nan'), 1e4])
 def test_chains_anywhere_are_lived_through(where, tmp_path):
     def send_away(trainer, used):
-        if trainer.step == 40 and not trainer.rescues: trainer.buffer.chains.fill_(where)
+        if trainer.step == 40 and not trainer.rollbacks: trainer.buffer.chains.fill_(where)
     run = train(out=tmp_path / 'run', steps=200, callbacks=(send_away,), **FAST)
-    assert run.config['finished']['status'] == 'complete' and run.chains.isfinite().all() and run.chains.abs().max() < 20
-    reasons = [rescue['reason'] for rescue in run.config.get('rescues', [])]
+    assert run.config['run']['finished']['status'] == 'complete' and run.chains.isfinite().all() and run.chains.abs().max() < 20
+    reasons = [rescue['reason'] for rescue in run.config['run']['rollbacks']]
     assert not any('finite' in reason for reason in reasons)  # such chains begin anew
     assert reasons or where != 1e4  # what is far away is a matter for a rescue
 
 
 @pytest.mark.parametrize('model, rate, steps', [('cebm', 0.3, 150), ('vae', 1, 400), ('bigan', 1, 150)])
 def test_a_learning_rate_a_thousand_times_too_high(model, rate, steps, tmp_path):
-    status, out, err = call(tmp_path, 'cebm_train', *SMALL, '--model', model, '--steps', steps, '--learning_rate', rate, '--out', 'run', '--quiet')
-    assert status == 0 or (len(err.splitlines()) == 1 and 'rescues are used up' in err), err
+    status, out, err = call(tmp_path, 'train', *SMALL, '--model', model, '--steps', steps, '--optimiser.learning-rate', rate, '--out', 'run', '--quiet')
+    assert status == 0 or (len(err.splitlines()) == 1 and 'rollbacks are used up' in err), err
     run = Run.load(tmp_path / 'run')
-    assert all(p.isfinite().all() for p in run.model.parameters()) and run.config['rescues']
+    assert all(p.isfinite().all() for p in run.model.parameters()) and run.config['run']['rollbacks']
     if model == 'cebm': assert run.chains.isfinite().all()
 
 
 def test_when_nothing_helps_the_healthy_model_stays(tmp_path):
     def always(trainer, used):
         if trainer.step == 15: raise DivergenceError('sent astray')
-    with pytest.raises(DivergenceError, match='sent astray; 2 rescues are used up, the healthy model of update 0'):
-        train(out=tmp_path / 'run', steps=50, rescues=2, callbacks=(always,), **FAST)
+    with pytest.raises(DivergenceError, match='sent astray; 2 rollbacks are used up, the healthy model of update 0'):
+        train(out=tmp_path / 'run', steps=50, rollbacks=2, callbacks=(always,), **FAST)
     run = Run.load(tmp_path / 'run')
-    assert run.config['finished']['status'] == 'diverged' and run.config['finished']['updates'] == 0 and len(run.config['rescues']) == 2
-    assert [r['settings']['sgld_steps'] for r in run.config['rescues']] == [5, 8]
+    assert run.config['run']['finished']['status'] == 'diverged' and run.config['run']['finished']['updates'] == 0 and len(run.config['run']['rollbacks']) == 2
+    assert [r['settings']['sampler']['steps'] for r in run.config['run']['rollbacks']] == [5, 8]
     resumed = resume(tmp_path / 'run', steps=10, progress=False)
-    assert resumed.config['finished']['updates'] == 10 and len(resumed.config['rescues']) == 2
+    assert resumed.config['run']['finished']['updates'] == 10 and len(resumed.config['run']['rollbacks']) == 2
 
 
 def test_a_run_stopped_after_a_rescue_goes_on_gently(tmp_path):
     def astray(trainer, used):
-        if trainer.step == 15 and not trainer.rescues: raise DivergenceError('sent astray')
+        if trainer.step == 15 and not trainer.rollbacks: raise DivergenceError('sent astray')
     train(out=tmp_path / 'whole', steps=30, callbacks=(astray,), **FAST)
     train(out=tmp_path / 'part', steps=20, callbacks=(astray,), **FAST)
     resume(tmp_path / 'part', steps=30, progress=False)
     assert same(state(tmp_path / 'whole'), state(tmp_path / 'part'))
-    assert load_weights(tmp_path / 'part' / 'checkpoint' / 'state.safetensors')[1]['rescues'][0]['settings'] == dict(learning_rate=1.5e-4, sgld_steps=5)
+    assert load_weights(tmp_path / 'part' / 'checkpoint' / 'state.safetensors')[1]['rollbacks'][0]['settings'] == dict(optimiser=dict(learning_rate=1.5e-4), sampler=dict(steps=5))
