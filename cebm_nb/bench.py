@@ -68,7 +68,8 @@ def step_operations(
     model: nn.Module,  # with `energy`
     x: Tensor,  # (B, ...)
 ) -> int:
-    "Floating-point operations of the energies of x and of their gradient with respect to x, a multiplication and an addition counted as two."
+    """Floating-point operations of the energies of x and of their gradient with respect to x, a multiplication and an
+    addition counted as two."""
     with FlopCounterMode(display=False) as counter, frozen(model):
         model.energy(x.detach().requires_grad_()).sum().backward()
     return counter.get_total_flops()
@@ -104,7 +105,8 @@ def torchebm_sampler(
     class Energy(BaseModel):
         def forward(self, x): return energy(x)
     step = kernel.step_size / 2  # torchebm's x <- x - step * grad E + scale * sqrt(2 step) * noise
-    sampler = LangevinDynamics(Energy(device=device), step_size=step, noise_scale=kernel.noise_std / math.sqrt(2 * step), device=device)
+    sampler = LangevinDynamics(Energy(device=device), step_size=step,
+                               noise_scale=kernel.noise_std / math.sqrt(2 * step), device=device)
     return lambda x: sampler.sample(x=x, n_steps=kernel.steps)
 
 # %% ../nbs/21_bench.ipynb #94414a3c
@@ -117,20 +119,25 @@ def bench_step(
     width: int = 1,  # channels of the paper's network times this
     repeats: int = 20,  # timed calls of each
     device: str = 'auto',  # where to compute
-    only: tuple = ('plain', 'torchebm', 'float32', 'bfloat16', 'matmul float32', 'matmul bfloat16'),  # contenders; bfloat16 only where it is native
+    only: tuple = ('plain', 'torchebm', 'float32', 'bfloat16', 'matmul float32',
+                   'matmul bfloat16'),  # contenders; bfloat16 only where it is native
 ) -> dict:  # record: milliseconds a step by contender, GFLOP of a step, GFLOP a second of matrix products
     "Time a Langevin step of a CEBM for each contender, in turns."
     device, kernel = pick_device(device), SGLD(steps=steps)
-    model = create_model('cebm', shape, encoder_options=dict(channels=tuple(width * c for c in (32, 32, 64, 64)))).to(device)
+    model = create_model('cebm', shape, encoder_options=dict(channels=tuple(width * c
+        for c in (32, 32, 64, 64)))).to(device)
     x, plain = _noise_images(batch, shape).to(device), plain_model(model)
-    theirs, peaks = torchebm_sampler(plain, kernel, device), {p: matmul(getattr(torch, p), device) for p in native_precisions(device)}
+    theirs, peaks = torchebm_sampler(plain, kernel, device), {p: matmul(getattr(torch, p), device)
+        for p in native_precisions(device)}
     contenders = dict(plain=lambda: plain_sample(plain, kernel, x), torchebm=theirs and (lambda: theirs(x)))
     contenders |= {p: (lambda energy=FrozenEnergy(model, p): kernel(energy, x)) for p in native_precisions(device)}
     contenders |= {f'matmul {p}': call for p, (call, _) in peaks.items()}
     seconds = take_turns({k: v for k, v in contenders.items() if v and k in only}, repeats, device)
-    record = dict(batch=batch, size=shape[1], channels=shape[0], width=width, steps=steps, gflop=step_operations(model, x) / 1e9)
+    record = dict(batch=batch, size=shape[1], channels=shape[0], width=width, steps=steps,
+                  gflop=step_operations(model, x) / 1e9)
     record |= {name: 1000 * s / steps for name, s in seconds.items() if not name.startswith('matmul')}
-    return record | {name: peaks[name.split()[1]][1] / s / 1e9 for name, s in seconds.items() if name.startswith('matmul')}
+    return record | {name: peaks[name.split()[1]][1] / s / 1e9 for name, s in seconds.items()
+                     if name.startswith('matmul')}
 
 # %% ../nbs/21_bench.ipynb #346a58b9
 def plain_update(energy: Callable, optimiser: torch.optim.Optimizer, x: Tensor, chains: Tensor, kernel: SGLD) -> Tensor:
@@ -153,17 +160,20 @@ def bench_update(repeats: int = 20, device: str = 'auto') -> dict:
     for precision in native_precisions(device):
         trainer = EnergyTrainer(create_model('cebm', shape), data, settings, 0, device, precision)
         contenders[precision] = trainer.update
-    return dict(batch=settings.batch_size, steps=settings.sampler.steps) | {k: 1000 * s for k, s in take_turns(contenders, repeats, device).items()}
+    return dict(batch=settings.batch_size, steps=settings.sampler.steps) | {k: 1000 * s
+        for k, s in take_turns(contenders, repeats, device).items()}
 
 def bench_encode(images: int = 1000, repeats: int = 10, device: str = 'auto') -> dict:
-    "Milliseconds to encode images of 28x28, a hundred at a time: in the plain layout, in ours, and in ours under bfloat16 where that is native."
+    """Milliseconds to encode images of 28x28, a hundred at a time: in the plain layout, in ours, and in ours under
+    bfloat16 where that is native."""
     shape, device = (1, 28, 28), pick_device(device)
     model, x = create_model('cebm', shape).to(device).eval(), _noise_images(images, shape).to(device)
     plain, model = plain_model(model), channels_last(model)
     def encode(who, precision):
         with mixed_precision(device, precision): return [who.encode(part) for part in x.split(100)]
     with torch.no_grad():
-        seconds = take_turns(dict(plain=lambda: encode(plain, 'float32')) | {p: partial(encode, model, p) for p in native_precisions(device)}, repeats, device)
+        seconds = take_turns(dict(plain=lambda: encode(plain, 'float32'))
+                             | {p: partial(encode, model, p) for p in native_precisions(device)}, repeats, device)
     return dict(images=images) | {k: 1000 * s for k, s in seconds.items()}
 
 # %% ../nbs/21_bench.ipynb #99c919c5
@@ -171,8 +181,10 @@ _memory_script = """
 import sys
 from pathlib import Path
 from cebm_nb.bench import _noise_images, create_model, FrozenEnergy, SGLD
-def mebibytes(what): return int(next(l for l in Path('/proc/self/status').read_text().splitlines() if l.startswith(what)).split()[1]) / 1024
-energy, kernel, x = FrozenEnergy(create_model('cebm', (1, 28, 28))), SGLD(steps=3), _noise_images(int(sys.argv[1]), (1, 28, 28))
+def mebibytes(what): return int(next(l for l in Path('/proc/self/status').read_text().splitlines() if
+l.startswith(what)).split()[1]) / 1024
+energy, kernel, x = FrozenEnergy(create_model('cebm', (1, 28, 28))), SGLD(steps=3), _noise_images(int(sys.argv[1]), (1,
+28, 28))
 kernel(energy, x[:1])
 before = mebibytes('VmRSS')
 Path('/proc/self/clear_refs').write_text('5')  # forget the highest so far, which was at the imports
@@ -185,7 +197,8 @@ def step_memory(
 ) -> float:  # MiB; not-a-number where the system does not tell
     "Peak memory that a few Langevin steps on a CPU add to a fresh process, on Linux."
     if not Path('/proc/self/clear_refs').exists(): return math.nan
-    done = subprocess.run([sys.executable, '-c', _memory_script, str(batch)], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, '-c', _memory_script, str(batch)], capture_output=True, text=True,
+                          timeout=300)
     return float(done.stdout) if done.returncode == 0 else math.nan
 
 growths = dict(batch=(25, 50, 100, 200, 400, 800), size=(16, 28, 40, 64), width=(1, 2, 4), steps=(1, 5, 20, 60))
@@ -201,9 +214,11 @@ def bench_growth(
     records = []
     for value in growths[what]:
         size = dict(shape=(1, value, value)) if what == 'size' else {what: value}
-        record = bench_step(**dict(batch=100, steps=3) | size, repeats=repeats, device=device, only=('plain', 'float32', 'bfloat16'))
+        record = bench_step(**dict(batch=100, steps=3) | size, repeats=repeats, device=device,
+                            only=('plain', 'float32', 'bfloat16'))
         for name in ('plain', *native_precisions(pick_device(device))): record[name] *= 100 / record['batch']
-        if what == 'batch' and memory and pick_device(device).type == 'cpu' and not math.isnan(added := step_memory(value)): record['memory MiB'] = added
+        if what == 'batch' and memory and pick_device(device).type == 'cpu' and not math.isnan(added := step_memory(value)):
+            record['memory MiB'] = added
         records.append(record)
     return records
 
@@ -214,19 +229,24 @@ def plot_growth(
     "Milliseconds for a step of 100 images against what grows."
     fig, axes = plt.subplots(1, len(growth), figsize=(2.6 * len(growth), 2.6), layout='constrained', squeeze=False)
     for ax, (what, records) in zip(axes[0], growth.items()):
-        for name in [n for n in ('plain', 'float32', 'bfloat16') if n in records[0]]: ax.semilogx([r[what] for r in records], [r[name] for r in records], marker='o', ms=3, label=name)
-        ax.set_xticks([r[what] for r in records], [str(r[what]) for r in records]); ax.minorticks_off(); ax.set_ylim(0); ax.set_xlabel(what)
+        for name in [n for n in ('plain', 'float32', 'bfloat16') if n in records[0]]:
+            ax.semilogx([r[what] for r in records], [r[name] for r in records], marker='o', ms=3, label=name)
+        ax.set_xticks([r[what] for r in records], [str(r[what])
+                                                   for r in records]); ax.minorticks_off(); ax.set_ylim(0); ax.set_xlabel(what)
     axes[0, 0].set_ylabel('ms a step and 100 images'); axes[0, 0].legend(frameon=False)
     return fig
 
 def step_table(record: dict) -> pd.DataFrame:
-    "A record of `bench_step` as a table: milliseconds, how many times faster than plain and than torchebm, and the part of the matrix-multiply speed in the same precision."
+    """A record of `bench_step` as a table: milliseconds, how many times faster than plain and than torchebm, and the
+    part of the matrix-multiply speed in the same precision."""
     rows = {}
     for name in ('plain', 'torchebm', 'float32', 'bfloat16'):
         if name not in record: continue
         ms, peak = record[name], record['matmul bfloat16' if name == 'bfloat16' else 'matmul float32']
-        rows[name] = {'ms': round(ms, 2), 'against plain': round(record['plain'] / ms, 2), 'against torchebm': round(record['torchebm'] / ms, 2) if 'torchebm' in record else None,
-                      'GFLOP/s': round(1000 * record['gflop'] / ms), '% of matmul': round(100 * 1000 * record['gflop'] / ms / peak)}
+        rows[name] = {'ms': round(ms, 2), 'against plain': round(record['plain'] / ms, 2),
+                      'against torchebm': round(record['torchebm'] / ms, 2) if 'torchebm' in record else None,
+                      'GFLOP/s': round(1000 * record['gflop'] / ms),
+                      '% of matmul': round(100 * 1000 * record['gflop'] / ms / peak)}
     return pd.DataFrame.from_dict(rows, orient='index')
 
 # %% ../nbs/21_bench.ipynb #5f069634
@@ -242,13 +262,15 @@ def run_bench(
     "Time steps, updates, encodings and growth; raises ValueError on unknown parts."
     for part in parts: check_name('part', part, list(bench_parts))
     if repeats < 1: raise UserError(f'repeats must be at least 1, got {repeats}')
-    out, result = Path(out), dict(machine=machine(), device=str(pick_device(device)), threads=torch.get_num_threads(), repeats=repeats)
+    out, result = Path(out), dict(machine=machine(), device=str(pick_device(device)), threads=torch.get_num_threads(),
+                                  repeats=repeats)
     out.mkdir(parents=True, exist_ok=True)
     def save(): write_json(out / 'bench.json', result)
     if 'step' in parts:
         result['step'] = bench_step(repeats=repeats, device=device); save()
         tell(f'One Langevin step, 28x28, batch 100:\n\n{step_table(result["step"]).to_string()}\n')
-        if 'torchebm' not in result['step']: tell("torchebm: not run, it is not installed; pip install 'cebm_nb[bench]'\n")
+        if 'torchebm' not in result['step']:
+            tell("torchebm: not run, it is not installed; pip install 'cebm_nb[bench]'\n")
     for part, call in (('update', bench_update), ('encode', bench_encode)):
         if part not in parts: continue
         result[part] = call(repeats=repeats, device=device); save()
@@ -259,6 +281,7 @@ def run_bench(
             result['growth'][what] = bench_growth(what, max(3, repeats // 4), device); save()
             columns = [what, 'gflop', 'plain', 'float32', 'bfloat16', 'memory MiB']
             table = pd.DataFrame(result['growth'][what])
-            tell(f'Growth with {what}, ms a step and 100 images:\n\n{table[[c for c in columns if c in table]].round(2).to_string(index=False)}\n')
+            tell(f'Growth with {what}, ms a step and 100 '
+                 f'images:\n\n{table[[c for c in columns if c in table]].round(2).to_string(index=False)}\n')
         save_figure(plot_growth(result['growth']), out / 'growth.png')
     return result

@@ -30,7 +30,8 @@ def discriminator_loss(
 
 # %% ../nbs/09_bigan.ipynb #2f5f65c3
 class PairDiscriminator(nn.Module):
-    "The logit that a pair was encoded rather than generated: images `(B, *in_shape)` and latents (B, latent_dim) -> (B,)."
+    """The logit that a pair was encoded rather than generated: images `(B, *in_shape)` and latents (B, latent_dim) ->
+    (B,)."""
 
     def __init__(self,
         in_shape: tuple,  # (channels, height, width)
@@ -42,16 +43,19 @@ class PairDiscriminator(nn.Module):
         super().__init__()
         self.image = ConvEncoder(in_shape, hidden, channels, activation='leaky', batch_norm=True, dropout=dropout)
         self.latent = nn.Sequential(nn.Linear(latent_dim, hidden), nn.LeakyReLU(0.2), nn.Dropout(dropout))
-        self.pair = nn.Sequential(nn.LeakyReLU(0.2), nn.Linear(2 * hidden, hidden), nn.LeakyReLU(0.2), nn.Dropout(dropout), nn.Linear(hidden, 1))
+        self.pair = nn.Sequential(nn.LeakyReLU(0.2), nn.Linear(2 * hidden, hidden), nn.LeakyReLU(0.2),
+                                  nn.Dropout(dropout), nn.Linear(hidden, 1))
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         return widen(self.pair(torch.cat([self.image(x), self.latent(z)], 1)))[:, 0]
 
 # %% ../nbs/09_bigan.ipynb #4d0f31c4
 class BiGAN(nn.Module):
-    """A bidirectional adversarial network for images (B, C, H, W) in [-1, 1] and latents (B, D); with a `MixturePrior` a GMM-BiGAN.
+    """A bidirectional adversarial network for images (B, C, H, W) in [-1, 1] and latents (B, D); with a `MixturePrior`
+    a GMM-BiGAN.
 
-    Donahue et al. 2017, https://arxiv.org/abs/1605.09782. Raises ValueError where the networks do not fit one another."""
+    Donahue et al. 2017, https://arxiv.org/abs/1605.09782. Raises ValueError where the networks do not fit one
+    another."""
 
     def __init__(self,
         encoder: nn.Module,  # from (B, *in_shape) to (B, D)
@@ -64,8 +68,10 @@ class BiGAN(nn.Module):
         self.encoder, self.generator, self.discriminator, self.prior = encoder, generator, discriminator, prior
         self.in_shape = tuple(encoder.in_shape if in_shape is None else in_shape)
         dim, made = prior.family.dim, output_shape(generator, (prior.family.dim,))
-        if (got := output_shape(encoder, self.in_shape)) != (dim,): raise UserError(f'the encoder must give {dim} latents, it gives {got}')
-        if made != self.in_shape: raise UserError(f'the generator makes images of shape {made}, the encoder reads {self.in_shape}')
+        if (got := output_shape(encoder, self.in_shape)) != (dim,):
+            raise UserError(f'the encoder must give {dim} latents, it gives {got}')
+        if made != self.in_shape:
+            raise UserError(f'the generator makes images of shape {made}, the encoder reads {self.in_shape}')
 
     def encode(self, x: Tensor) -> Tensor:
         "The representation E(x): `(B, *in_shape)` -> (B, D)."

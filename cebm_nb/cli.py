@@ -24,7 +24,8 @@ from typing import Annotated, Literal
 import tyro
 
 from . import __version__
-from .settings import (DATA_SETS, ENCODERS, FAMILIES, MODELS, SAMPLERS, Config, UserError, check_name, get_settings,
+from .settings import (DATA_SETS, ENCODERS, FAMILIES, MODELS, SAMPLERS, Config, UserError, check_name,
+                              get_settings,
                               read_document, trainable_names)
 
 # %% ../nbs/23_cli.ipynb #3455f56a
@@ -34,7 +35,8 @@ _runs = Annotated[tuple[str, ...], tyro.conf.Positional]
 class Eval:
     """Evaluate trained models, with the raw pixels beside them.
 
-    Prints tables; writes eval.json and figures into each run folder, part by part. Example: cebm eval runs/demo --only few-label,ood"""
+    Prints tables; writes eval.json and figures into each run folder, part by part. Example: cebm eval runs/demo --only
+    few-label,ood"""
     runs: _runs  # run folders of cebm train
     only: str = ''  # parts to run, separated by commas: few-label, neighbours, ood, clusters, samples, conditional; all by default
     data: str | None = None  # evaluate on another data set than the model was trained on, of the same image shape
@@ -47,7 +49,8 @@ class Eval:
 
 @dataclass
 class Sample:
-    """Draw images from a trained model and save them as a grid: by Langevin dynamics from an energy, at once from a generator.
+    """Draw images from a trained model and save them as a grid: by Langevin dynamics from an energy, at once from a
+    generator.
 
     Example: cebm sample runs/demo --n 100 --start noise --steps 1000"""
     run: Annotated[str, tyro.conf.Positional]  # run folder of cebm train
@@ -107,7 +110,8 @@ class Resume:
 class Train:
     """Train a conjugate energy-based model, or a baseline, on images.
 
-    Without arguments: a CEBM on 4,000 MNIST digits, some minutes on two cores. Ctrl-C ends a run cleanly, with exit status 130."""
+    Without arguments: a CEBM on 4,000 MNIST digits, some minutes on two cores. Ctrl-C ends a run cleanly, with exit
+    status 130."""
     out: str | None = None  # run folder; a new one below runs/ by default
     resume: str | None = None  # go on with the run in this folder; only a budget, --device, --root and --quiet go with it
     config: str | None = None  # a configuration to begin with, JSON or YAML, such as a run's config.json
@@ -120,14 +124,16 @@ def _helps(cls) -> dict:  # the comments beside the fields of a dataclass and of
     source = '\n'.join(inspect.getsource(c) for c in reversed(cls.__mro__) if dataclasses.is_dataclass(c))
     return {name: text for name, text in re.findall(r'^    (\w+): .*?  # (.+)$', source, re.M)}
 
-_choices = dict(model=trainable_names, encoder=lambda: list(ENCODERS), family=lambda: list(FAMILIES), preset=lambda: ['cpu', 'paper', 'smoke'],
+_choices = dict(model=trainable_names, encoder=lambda: list(ENCODERS), family=lambda: list(FAMILIES),
+                preset=lambda: ['cpu', 'paper', 'smoke'],
                 precision=lambda: ['auto', 'float32', 'bfloat16'], generator=lambda: ['wide', 'original'])
 
 def _option(owner, f, value):  # a field of a dynamic dataclass: the same name and help, another default
     kind, text = f.type, _helps(type(owner)).get(f.name, '')
     if f.name == 'data': text += f' ({", ".join(DATA_SETS)})'
     elif f.name in _choices: text += f' ({", ".join(_choices[f.name]())})'
-    if dataclasses.is_dataclass(value): return f.name, Annotated[type(value), tyro.conf.arg(help=text)], field(default=value)
+    if dataclasses.is_dataclass(value):
+        return f.name, Annotated[type(value), tyro.conf.arg(help=text)], field(default=value)
     return f.name, Annotated[kind, tyro.conf.arg(help=text)], field(default_factory=lambda: value)
 
 # %% ../nbs/23_cli.ipynb #eccb1a28
@@ -136,14 +142,16 @@ _groups = ('budget', 'options', 'settings')  # whose options have no prefix
 def train_options(config: Config) -> type:
     "A dataclass of all options of `cebm train`, with the values of a configuration as defaults."
     owners = [Train(), config, *(getattr(config, name) for name in _groups)]
-    options = [_option(owner, f, getattr(owner, f.name)) for owner in owners for f in fields(owner) if f.name not in _groups]
+    options = [_option(owner, f, getattr(owner, f.name)) for owner in owners for f in fields(owner)
+               if f.name not in _groups]
     return dataclasses.make_dataclass('Train', options, namespace=dict(__doc__=Train.__doc__))
 
 def to_document(options, config: Config) -> dict:
     "The document that parsed options say, for `read_document`."
     def values(owner): return {f.name: getattr(options, f.name) for f in fields(owner) if f.name not in _groups}
     plain = {name: asdict(v) if dataclasses.is_dataclass(v) else v for name, v in values(config).items()}
-    groups = {name: {k: asdict(v) if dataclasses.is_dataclass(v) else v for k, v in values(getattr(config, name)).items()} for name in _groups}
+    groups = {name: {k: asdict(v) if dataclasses.is_dataclass(v) else v
+                     for k, v in values(getattr(config, name)).items()} for name in _groups}
     return plain | groups
 
 # %% ../nbs/23_cli.ipynb #fad6b455
@@ -159,7 +167,8 @@ def read_file(
     import yaml
     try: return yaml.safe_load(Path(path).read_text())
     except OSError as error: raise UserError(f'cannot read {path!r}: {error.strerror}') from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error: raise UserError(f'{path} is neither JSON nor YAML: {str(error).splitlines()[0]}') from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f'{path} is neither JSON nor YAML: {str(error).splitlines()[0]}') from None
 
 def base_config(args: list) -> Config:
     "The configuration that `--config`, `--model` and `--preset` name, before the other options."
@@ -169,7 +178,9 @@ def base_config(args: list) -> Config:
     for name in ('model', 'preset'):
         if value := _peek(args, name):
             changed = document.get(name, dict(model='cebm', preset='cpu')[name]) != value
-            if changed: document = {k: v for k, v in document.items() if k not in ('settings', *['options'] * (name == 'model'))} | {name: value}
+            if changed:
+                document = {k: v for k, v in document.items() if k not in ('settings',
+                    *['options'] * (name == 'model'))} | {name: value}
     return read_document(document)
 
 # %% ../nbs/23_cli.ipynb #6eecae65
@@ -182,11 +193,13 @@ def parse(
     args = ['None' if word == 'none' else word for word in args]
     errors = io.StringIO()
     try:
-        with contextlib.redirect_stderr(errors): return tyro.cli(cls, args=args, prog=program, description=inspect.cleandoc(cls.__doc__))
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(cls, args=args, prog=program, description=inspect.cleandoc(cls.__doc__))
     except SystemExit as end:
         if not end.code: raise
         lines = [re.sub(r'[│╭╮╰╯─]|\x1b\[[0-9;]*m', '', line).strip() for line in errors.getvalue().splitlines()]
-        words = ' '.join(line for line in lines if line and 'arsing error' not in line and 'For full helptext' not in line)
+        words = ' '.join(line for line in lines if line and 'arsing error' not in line
+                         and 'For full helptext' not in line)
         words = re.sub(r'^(.+?) \1', r'\1', words)  # its title says the same
         raise UserError(f'{words}; see {program} --help') from None
 
@@ -228,19 +241,22 @@ def _train(args):
     data = as_data(config.data, options.root, config.image_size)
     if data.skipped: print(data.note)
     d = asdict(config)
-    run = train(config.model, config.data, config.preset, options.out, config.seed, **d['budget'], device=config.device, precision=config.precision,
+    run = train(config.model, config.data, config.preset, options.out, config.seed, **d['budget'],
+                device=config.device, precision=config.precision,
                 root=options.root, image_size=config.image_size, options=d['options'], progress=not options.quiet,
                 save_every=config.save_every, validate_every=config.validate_every, **d['settings'])
     return _ended(run, options.root, config.device)
 
 def _resume(o):
     from cebm_nb.runs import resume
-    return _ended(resume(o.resume, root=o.root, steps=o.steps, epochs=o.epochs, minutes=o.minutes, device=o.device, progress=not o.quiet), o.root, o.device or 'auto')
+    return _ended(resume(o.resume, root=o.root, steps=o.steps, epochs=o.epochs, minutes=o.minutes, device=o.device,
+                         progress=not o.quiet), o.root, o.device or 'auto')
 
 def _ended(run, root, device) -> int:
     draw_run(run, root, device)
     done = run.config['run']['finished']
-    print(f'{done["updates"]:,} updates in {done["seconds"] / 60:.1f} minutes, {done["status"]}. Samples and curves: {run.folder / "figures"}')
+    print(f'{done["updates"]:,} updates in {done["seconds"] / 60:.1f} minutes, {done["status"]}. Samples and curves: '
+          f'{run.folder / "figures"}')
     print(f'Next: cebm eval {run.folder}')
     return 130 if done['status'] == 'interrupted' else 0
 
@@ -258,10 +274,13 @@ def _print_evaluation(result, parts):
     from cebm_nb.evaluation import compare_with_pixels, evaluation_tables, part_titles
     for part, table in evaluation_tables(result).items():
         if part not in parts: continue
-        print(f'\n{part_titles[part]} ({result["data"]}, {result["test_images"]:,} {result["on"]} images):\n\n{table.to_string()}')
+        print(f'\n{part_titles[part]} ({result["data"]}, {result["test_images"]:,} {result["on"]} '
+              f'images):\n\n{table.to_string()}')
         if part == 'few-label': print(f'\n{compare_with_pixels(result)}')
     for sentence in result['skipped']:
-        if sentence.split(':')[0] in (*parts, 'training'): print(f'\nskipped {sentence}' if not sentence.startswith('training') else f'\nNOT TRAINED TO ITS END, {sentence}')
+        if sentence.split(':')[0] in (*parts, 'training'):
+            print(f'\nskipped {sentence}' if not sentence.startswith('training')
+                  else f'\nNOT TRAINED TO ITS END, {sentence}')
 
 def _eval(args):
     o = parse(Eval, args, 'cebm eval')
@@ -275,12 +294,14 @@ def _eval(args):
     sets, shared = {}, {}
     for run in [load_run(run, o.which) for run in o.runs]:
         name = o.data or run.config['data']
-        if name not in sets: sets[name], shared[name] = load_data(name, o.root) if o.data else run_data(run.config, root=o.root), {}
+        if name not in sets:
+            sets[name], shared[name] = load_data(name, o.root) if o.data else run_data(run.config, root=o.root), {}
         folder = run.folder if name == run.config['data'] else run.folder / f'on-{file_name(name)}'
         if o.which == 'best': folder = folder / 'best'
         print(f'{run.folder}: {run.name} on {name}')
         def tell(part, seconds): print(f'  {part}: {seconds:.0f} s', flush=True)
-        result = evaluate(run, sets[name], None, o.draws, o.device, parts, labels, o.on, folder, o.root, shared[name], tell)
+        result = evaluate(run, sets[name], None, o.draws, o.device, parts, labels, o.on, folder, o.root, shared[name],
+                          tell)
         _print_evaluation(result, parts)
         print(f'\nWritten: {folder / "eval.json"}')
 
@@ -336,7 +357,8 @@ def run_command(args: list) -> int:
     return 0
 
 def _status(error: Exception) -> int:  # usage, or a failure of the run
-    usage = (UserError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError, BlockingIOError)
+    usage = (UserError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError,
+             BlockingIOError)
     return 2 if isinstance(error, usage) else 1
 
 # %% ../nbs/23_cli.ipynb #71d86ca5

@@ -30,7 +30,8 @@ def fill_in(
     generator: torch.Generator | None = None,  # of the noise; on the device of the images
 ) -> Tensor:  # (B, C, H, W), equal to the images where they are known
     "Images whose unknown pixels are drawn by SGLD from uniform noise on [-1, 1], with the known pixels held."
-    if known.dtype != torch.bool: raise UserError(f'known must be of dtype bool, got {known.dtype}; make it with a comparison')
+    if known.dtype != torch.bool:
+        raise UserError(f'known must be of dtype bool, got {known.dtype}; make it with a comparison')
     start = torch.where(known, images, torch.empty_like(images).uniform_(-1, 1, generator=generator))
     return torch.where(known, images, kernel(lambda x: energy(torch.where(known, images, x)), start, generator))
 
@@ -48,7 +49,9 @@ def denoise(
 ) -> Tensor:  # (B, C, H, W)
     "Images drawn by SGLD from the posterior given a noisy copy, starting there."
     if noise_std <= 0: raise UserError(f'noise_std must be positive, got {noise_std}')
-    if kernel.noise_std == 0: raise UserError('a kernel without noise has temperature 0, where a likelihood counts nothing; give it noise_std > 0')
+    if kernel.noise_std == 0:
+        raise UserError('a kernel without noise has temperature 0, where a likelihood counts nothing; give it '
+                        'noise_std > 0')
     pull = temperature(kernel) / (2 * noise_std**2)
     return kernel(lambda x: energy(x) + pull * ((x - noisy) ** 2).flatten(1).sum(1), noisy, generator)
 
@@ -74,7 +77,8 @@ def traverse(
 ) -> Tensor:  # (n, C, H, W)
     "Images given the latents of one image with a single dimension changed, each chain starting from that image."
     z = model.posterior(image).mean.detach().repeat(len(values), 1)
-    if not 0 <= dimension < z.shape[1]: raise UserError(f'dimension must be from 0 to {z.shape[1] - 1}, got {dimension}')
+    if not 0 <= dimension < z.shape[1]:
+        raise UserError(f'dimension must be from 0 to {z.shape[1] - 1}, got {dimension}')
     z[:, dimension] = values
     return sample_given_latents(model, kernel, z, image.repeat(len(values), 1, 1, 1), generator)
 
@@ -102,7 +106,8 @@ def total_variation(
 ) -> Tensor:
     "Total-variation denoising of each image, without any model (Chambolle 2004, as scikit-image has it)."
     denoise = extra('skimage.restoration', 'eval').denoise_tv_chambolle
-    return torch.from_numpy(np.stack([denoise(image, weight=weight, channel_axis=0) for image in noisy.numpy()])).float()
+    return torch.from_numpy(np.stack([denoise(image, weight=weight, channel_axis=0)
+                                      for image in noisy.numpy()])).float()
 
 def masks(
     in_shape: tuple,  # (C, H, W)
@@ -111,7 +116,8 @@ def masks(
     "Two ways in which half of an image is unknown."
     lower = torch.ones(1, *in_shape[1:], dtype=torch.bool)
     lower[:, in_shape[1] // 2:] = False
-    return {'lower half': lower, 'random half': torch.rand(1, *in_shape[1:], generator=torch.Generator().manual_seed(seed)) < 0.5}
+    return {'lower half': lower, 'random half': torch.rand(1, *in_shape[1:],
+                                                           generator=torch.Generator().manual_seed(seed)) < 0.5}
 
 # %% ../nbs/14_conditional.ipynb #5fac7765
 def nearest_by_known(
@@ -130,7 +136,8 @@ class _Conditioner:  # one run's kernel and energy, applied to batches of images
         generator = torch.Generator(self.device).manual_seed(self.seed)
         tensors = [t.to(self.device) if isinstance(t, Tensor) else t for t in tensors]
         energy = ready_to_sample(self.run, self.device)
-        with frozen(self.model): return method(energy, training_kernel(self.run, steps), *tensors, generator).detach().float().cpu()
+        with frozen(self.model):
+            return method(energy, training_kernel(self.run, steps), *tensors, generator).detach().float().cpu()
 
     def fill(self, steps, images, known): return self(fill_in, steps, images, known)
 
@@ -142,10 +149,14 @@ def _filling(chains, test, train, training, name, candidates, guesses):
         steps = best_of(candidates, lambda n: rmse(chains.fill(n, train, known), train, ~known))
         several = chains.fill(steps, test.repeat(guesses, 1, 1, 1), known).unflatten(0, (guesses, len(test)))
         nearest = nearest_by_known(test, known, training)
-        for who, method, guess in (('pixel', 'mean of the training images', mean), ('pixel', 'nearest training image', nearest),
-                                   (name, 'one chain', several[0]), (name, f'mean of {guesses} chains', several.mean(0))):
-            records.append(dict(representation=who, method=method, task=task, rmse=rmse(guess, test, ~known), steps=steps if who == name else None, images=len(test)))
-        rows |= {f'{task} unknown': torch.where(known, test, 0.), f'{task}: nearest': nearest, f'{task}: {name}': several[0]}
+        for who, method, guess in (('pixel', 'mean of the training images', mean),
+                                   ('pixel', 'nearest training image', nearest),
+                                   (name, 'one chain', several[0]), (name, f'mean of {guesses} chains',
+                                       several.mean(0))):
+            records.append(dict(representation=who, method=method, task=task, rmse=rmse(guess, test, ~known),
+                                steps=steps if who == name else None, images=len(test)))
+        rows |= {f'{task} unknown': torch.where(known, test, 0.), f'{task}: nearest': nearest,
+                 f'{task}: {name}': several[0]}
     return records, rows
 
 def _cleaning(chains, test, train, name, candidates, noise_std, seed):
@@ -153,9 +164,12 @@ def _cleaning(chains, test, train, name, candidates, noise_std, seed):
     noisy_train, noisy = (x + noise_std * torch.empty_like(x).normal_(generator=generator) for x in (train, test))
     weight = best_of((0.05, 0.1, 0.2, 0.4, 0.8), lambda w: rmse(total_variation(noisy_train, w), train))
     steps = best_of(candidates, lambda n: rmse(chains.clean(n, noisy_train, noise_std), train))
-    smooth, cleaned, task = total_variation(noisy, weight), chains.clean(steps, noisy, noise_std), f'noise of sd {noise_std:g}'
-    records = [dict(representation=who, method=method, task=task, rmse=rmse(guess, test), steps=steps if who == name else None, images=len(test))
-               for who, method, guess in (('pixel', 'left as it is', noisy), ('pixel', 'total variation', smooth), (name, 'one chain', cleaned))]
+    smooth, cleaned, task = total_variation(noisy, weight), chains.clean(steps, noisy,
+        noise_std), f'noise of sd {noise_std:g}'
+    records = [dict(representation=who, method=method, task=task, rmse=rmse(guess, test), steps=steps if who == name
+                    else None, images=len(test))
+               for who, method, guess in (('pixel', 'left as it is', noisy), ('pixel', 'total variation', smooth),
+                                          (name, 'one chain', cleaned))]
     return records, {'image': test, 'noisy': noisy, 'total variation': smooth, name: cleaned}
 
 # %% ../nbs/14_conditional.ipynb #047c1963
@@ -163,12 +177,16 @@ def _latent_pictures(chains, test, training, columns):
     model, several = chains.model, test[:columns]
     given = lambda energy, kernel, z, start, generator: sample_given_latents(model, kernel, z, start, generator)
     model.to(chains.device).eval()
-    with torch.no_grad(): codes, z = (model.posterior(x.to(chains.device)).mean.cpu() for x in (training[:2000], several))
+    with torch.no_grad():
+        codes, z = (model.posterior(x.to(chains.device)).mean.cpu() for x in (training[:2000], several))
     noise = torch.empty_like(several).uniform_(-1, 1, generator=torch.Generator().manual_seed(chains.seed))
-    pictures = {'given_latents': {'image': several, 'from noise, given its z': chains(given, 200, z, noise), 'from itself, given its z': chains(given, 50, z, several)}}
+    pictures = {'given_latents': {'image': several, 'from noise, given its z': chains(given, 200, z, noise),
+                                  'from itself, given its z': chains(given, 50, z, several)}}
     rows = {}
     for dimension in codes.std(0).argsort(descending=True)[:5].tolist():
-        rows[f'dimension {dimension}'] = chains(lambda energy, kernel, image, to, generator: traverse(model, kernel, image, dimension, to, generator), 100, test[:1], torch.linspace(-8, 8, columns))
+        rows[f'dimension {dimension}'] = chains(lambda energy, kernel, image, to,
+                                                generator: traverse(model, kernel, image, dimension, to, generator),
+                                                100, test[:1], torch.linspace(-8, 8, columns))
     return pictures | {'traversals': rows}
 
 def conditional_records(
@@ -182,7 +200,8 @@ def conditional_records(
     seed: int = 0,  # of noise and chains
     device: str = 'auto',  # where to compute
 ) -> tuple:  # records with representation, method, task, rmse (None where a chain is not finite), steps, images; pictures, a dict of rows each
-    "Errors of completed and cleaned test images, with what needs no model beside them; and pictures of all uses of the joint density."
+    """Errors of completed and cleaned test images, with what needs no model beside them; and pictures of all uses of
+    the joint density."""
     chains = _Conditioner(run, seed, device)
     training, n = data.train.serve(), min(n, len(data.train) // 2)
     test, train = data.test.serve(slice(n)), training[:n]

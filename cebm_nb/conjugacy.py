@@ -20,7 +20,8 @@ from .settings import UserError
 class Prior(nn.Module):
     """The bias p(z | lambda) of a conjugate energy-based model, and everything that follows from adding t(x) to it.
 
-    `t` has the shape (B, *family.natural_shape) throughout. Wu et al. 2021, https://arxiv.org/abs/2106.13798, section 3."""
+    `t` has the shape (B, *family.natural_shape) throughout. Wu et al. 2021, https://arxiv.org/abs/2106.13798, section
+    3."""
 
     _axes = ()  # in front of the natural parameters
 
@@ -87,7 +88,8 @@ def components_of(self: Prior, suff_stats: Tensor) -> Tensor:
 
 # %% ../nbs/01_conjugacy.ipynb #8d3a64da
 class MixturePrior(Prior):
-    """A mixture bias with K components of equal weight, all sharing t(x); natural parameters `(K, *family.natural_shape)`.
+    """A mixture bias with K components of equal weight, all sharing t(x); natural parameters `(K,
+    *family.natural_shape)`.
 
     p(y=k | x) is proportional to exp(A(lambda_k + t(x)) - A(lambda_k)); Wu et al. 2021, section 3.3."""
 

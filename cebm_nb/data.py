@@ -36,11 +36,13 @@ class ImageSet:
     def __post_init__(self):
         kind = self.images.dtype, self.images.dim()
         if kind not in ((torch.uint8, 4), (torch.float32, 2)):
-            raise UserError(f'images must be uint8 (N, C, H, W) or float32 (N, D), got {kind[0]} {tuple(self.images.shape)}; '
+            raise UserError(f'images must be uint8 (N, C, H, W) or float32 (N, D), got {kind[0]} '
+                            f'{tuple(self.images.shape)}; '
                              'use ImageData.from_arrays')
         if not len(self.images): raise UserError('images must not be empty')
         if self.labels is not None and len(self.labels) != len(self.images):
-            raise UserError(f'labels must be as many as images, got {len(self.labels)} labels for {len(self.images)} images')
+            raise UserError(f'labels must be as many as images, got {len(self.labels)} labels for {len(self.images)} '
+                            f'images')
 
     def __len__(self): return len(self.images)
 
@@ -76,7 +78,8 @@ _readings = {(0, 1): 'if 0 is black', (-1, 1): 'if -1 is black', (0, 255): 'if 2
 
 def _bytes_of(x: Tensor, value_range) -> Tensor:  # uint8, from any range that is stated or beyond doubt
     if x.dtype == torch.uint8 and value_range in (None, (0, 255)): return x
-    if x.is_complex() or x.dtype == torch.bool or not x.isfinite().all(): raise UserError(f'images must be finite numbers, got {x.dtype}')
+    if x.is_complex() or x.dtype == torch.bool or not x.isfinite().all():
+        raise UserError(f'images must be finite numbers, got {x.dtype}')
     low, high = x.min().item(), x.max().item()
     if value_range is None:
         if low < 0 and low >= -1 and high <= 1 and x.is_floating_point(): value_range = (-1, 1)
@@ -91,7 +94,8 @@ def _bytes_of(x: Tensor, value_range) -> Tensor:  # uint8, from any range that i
 
 def _channels_first(x: Tensor, layout) -> Tensor:  # (N, C, H, W)
     if x.dim() == 3: return x[:, None]
-    if x.dim() != 4: raise UserError(f'images must be (N, H, W), (N, H, W, C) or (N, C, H, W), vectors (N, D), got {tuple(x.shape)}')
+    if x.dim() != 4:
+        raise UserError(f'images must be (N, H, W), (N, H, W, C) or (N, C, H, W), vectors (N, D), got {tuple(x.shape)}')
     first, last = x.shape[1] in (1, 3), x.shape[3] in (1, 3)
     if first and last and layout is None:
         raise UserError(f"images of shape {tuple(x.shape)} have two readings; say layout='NCHW' or layout='NHWC'")
@@ -100,7 +104,8 @@ def _channels_first(x: Tensor, layout) -> Tensor:  # (N, C, H, W)
 
 # %% ../nbs/06_data.ipynb #7bbcaf67
 def _as_tensor(images) -> Tensor:
-    if isinstance(images, (list, tuple)) and images and isinstance(images[0], Image.Image): images = _stack_images(images)
+    if isinstance(images, (list, tuple)) and images and isinstance(images[0], Image.Image):
+        images = _stack_images(images)
     if not isinstance(images, (np.ndarray, Tensor, list, tuple)):
         hints = dict(DataLoader='pass its dataset', Dataset='pass its columns, such as ds["image"]')
         hint = hints.get(type(images).__name__, 'pass a numpy array, a tensor or a list of PIL images')
@@ -113,7 +118,8 @@ def _as_labels(labels) -> tuple:  # (N,) numbers or words, as an array
     if y.ndim == 2 and y.shape[1] == 1: y = y[:, 0]
     words = y.dtype.kind in 'US'
     if y.ndim != 1 or not words and (y.dtype.kind not in 'iuf' or (y != np.round(y)).any() or (y < 0).any()):
-        raise UserError(f'labels must be one whole number from 0 up, or one word, for each image, got {y.dtype} {y.shape}')
+        raise UserError(f'labels must be one whole number from 0 up, or one word, for each image, got {y.dtype} '
+                        f'{y.shape}')
     return y
 
 @patch(cls_method=True)
@@ -126,7 +132,8 @@ def from_array(cls: ImageSet,
     "An image set from an array; raises ValueError on what is no image or has two readings."
     x, y = _as_tensor(images), None if labels is None else torch.from_numpy(_as_labels(labels).astype(np.int64))
     if x.dim() != 2: return cls(_bytes_of(_channels_first(x, layout), value_range).contiguous(), y)
-    if not x.is_floating_point() or not x.isfinite().all(): raise UserError(f'vectors must be finite floats, got {x.dtype}')
+    if not x.is_floating_point() or not x.isfinite().all():
+        raise UserError(f'vectors must be finite floats, got {x.dtype}')
     return cls(x.float().contiguous(), y)
 
 # %% ../nbs/06_data.ipynb #b6feb361
@@ -139,7 +146,8 @@ def _held_out(images: ImageSet, fraction: float) -> Tensor:  # (N,), true for th
         members = (labels == c).nonzero().flatten()
         order = members[places[members].argsort()]
         if places[order[0]] < places[order[-1]]: out[order[0]], out[order[-1]] = True, False
-    if out.all() or not out.any(): raise UserError(f'{len(images)} images cannot be split; at least 2 different ones are needed')
+    if out.all() or not out.any():
+        raise UserError(f'{len(images)} images cannot be split; at least 2 different ones are needed')
     return out
 
 def split_by_content(
@@ -163,7 +171,8 @@ class ImageData:
 
     def __post_init__(self):
         shapes = {tuple(part.images.shape[1:]) for part in self.parts.values()}
-        if len(shapes) > 1: raise UserError(f'all parts must have one image shape, got {" and ".join(map(str, sorted(shapes)))}')
+        if len(shapes) > 1:
+            raise UserError(f'all parts must have one image shape, got {" and ".join(map(str, sorted(shapes)))}')
 
     @property
     def parts(self) -> dict:
@@ -200,7 +209,8 @@ def _images_and_labels(images, labels):  # also from a torch Dataset of (image, 
     if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
         raise UserError(f'a Dataset must give pairs (image, label), {type(images).__name__} does not; pass arrays')
     first = pairs[0][0]
-    stacked = [p[0] for p in pairs] if isinstance(first, Image.Image) else torch.stack([torch.as_tensor(p[0]) for p in pairs])
+    stacked = [p[0] for p in pairs] if isinstance(first, Image.Image) else torch.stack([torch.as_tensor(p[0])
+        for p in pairs])
     return stacked, [int(p[1]) for p in pairs]
 
 @patch(cls_method=True)
@@ -218,11 +228,13 @@ def from_arrays(cls: ImageData,
 ) -> 'ImageData':
     "A data set from arrays; raises ValueError on what is no image, has two readings, or cannot be split."
     given = {part: _images_and_labels(images, labels) for part, images, labels in
-             (('train', train, train_labels), ('test', test, test_labels), ('valid', valid, valid_labels)) if images is not None}
+             (('train', train, train_labels), ('test', test, test_labels), ('valid', valid, valid_labels))
+             if images is not None}
     labels = {part: _as_labels(y) for part, (_, y) in given.items() if y is not None}
     if any(y.dtype.kind in 'US' for y in labels.values()):
         names = np.unique(np.concatenate([y.astype(str) for y in labels.values()]))
-        labels, class_names = {part: np.searchsorted(names, y) for part, y in labels.items()}, class_names or names.tolist()
+        labels, class_names = {part: np.searchsorted(names, y)
+                               for part, y in labels.items()}, class_names or names.tolist()
     elif labels: class_names = class_names or [str(i) for i in range(int(max(y.max() for y in labels.values())) + 1)]
     sets = {part: ImageSet.from_array(x, labels.get(part), value_range, layout) for part, (x, _) in given.items()}
     if 'test' not in sets: sets['train'], sets['test'] = split_by_content(sets['train'], 0.2)
@@ -318,12 +330,14 @@ def _torchvision(
 
 # %% ../nbs/06_data.ipynb #f8c62ba5
 def _mnist_like(name, root, download, cls, **options):
-    def make(datasets, part, fetch): return getattr(datasets, cls)(str(root), train=part == 'train', download=fetch, **options)
+    def make(datasets, part, fetch): return getattr(datasets, cls)(str(root), train=part == 'train', download=fetch,
+        **options)
     return [ImageSet.from_array(p.data, p.targets) for p in _torchvision(name, root, make, download)]
 
 def fashion_mnist(root, download) -> ImageData:
     "Fashion-MNIST, 28x28, from Debian's package or torchvision."
-    parts = _debian(debian_fashion_mnist) if debian_fashion_mnist.is_dir() else _mnist_like('fashion-mnist', root, download, 'FashionMNIST')
+    parts = _debian(debian_fashion_mnist) if debian_fashion_mnist.is_dir() else _mnist_like('fashion-mnist', root,
+        download, 'FashionMNIST')
     names = ['t-shirt', 'trouser', 'pullover', 'dress', 'coat', 'sandal', 'shirt', 'sneaker', 'bag', 'boot']
     return ImageData('fashion-mnist', *parts, class_names=names)
 
@@ -347,7 +361,8 @@ def cifar10(root, download) -> ImageData:
 def svhn(root, download, name='svhn') -> ImageData:
     "Street View House Numbers, 32x32x3."
     def make(datasets, part, fetch): return datasets.SVHN(str(root / 'svhn'), part, download=fetch)
-    def read(*parts): return [ImageSet.from_array(p.data, p.labels) for p in _torchvision(name, root, make, download, parts)]
+    def read(*parts): return [ImageSet.from_array(p.data, p.labels) for p in _torchvision(name, root, make, download,
+        parts)]
     train, test = read('train', 'test')
     if name == 'svhn-extra':
         more, = read('extra')
@@ -399,7 +414,8 @@ def _stack_images(images: list, size=None, names=None) -> np.ndarray:  # PIL ima
     for a, name in zip(arrays, names):
         (h, w), (h0, w0) = a.shape[:2], arrays[0].shape[:2]
         if (h, w) != (h0, w0):
-            raise UserError(f'images must have one size: {names[0]} is {w0}x{h0}, {name} is {w}x{h}; pass image_size (--image-size) to scale them')
+            raise UserError(f'images must have one size: {names[0]} is {w0}x{h0}, {name} is {w}x{h}; pass image_size '
+                            f'(--image-size) to scale them')
     if any(a.ndim == 3 for a in arrays): arrays = [a if a.ndim == 3 else np.repeat(a[..., None], 3, 2) for a in arrays]
     return np.stack(arrays)
 
@@ -407,7 +423,8 @@ def dtd(root, download) -> ImageData:
     "Describable Textures, the middle square of each scaled to 32x32x3."
     def make(datasets, part, fetch): return datasets.DTD(str(root), part, download=fetch)
     parts = _torchvision('dtd', root, make, download)
-    sets = [ImageSet.from_array(_stack_images([_open_image(f) for f in p._image_files], 32, p._image_files), p._labels) for p in parts]
+    sets = [ImageSet.from_array(_stack_images([_open_image(f) for f in p._image_files], 32, p._image_files),
+                                p._labels) for p in parts]
     return ImageData('dtd', *sets, class_names=parts[0].classes)
 
 # %% ../nbs/06_data.ipynb #8a3863f1
@@ -433,27 +450,33 @@ def _read_part(folder: Path, size, skipped: list) -> tuple:  # images and the na
         if inside: classes[path.name] = inside
         else: skipped.append((path, 'a folder without images'))
     if classes and files:
-        raise UserError(f'{folder} holds both images ({files[0].name}, ...) and sub-folders of images ({next(iter(classes))}, ...); use one or the other')
+        raise UserError(f'{folder} holds both images ({files[0].name}, ...) and sub-folders of images '
+                        f'({next(iter(classes))}, ...); use one or the other')
     pairs = [(f, c) for c, inside in classes.items() for f in inside] or [(f, None) for f in files]
-    if not pairs: raise UserError(f'{folder} holds no images ({", ".join(image_extensions)}), nor sub-folders with images')
+    if not pairs:
+        raise UserError(f'{folder} holds no images ({", ".join(image_extensions)}), nor sub-folders with images')
     names = [f for f, _ in pairs]
     return _stack_images([_open_image(f) for f in names], size, names), [c for _, c in pairs] if classes else None
 
 # %% ../nbs/06_data.ipynb #3b3af163
-_part_names = dict(train='train', training='train', val='valid', valid='valid', validation='valid', test='test', testing='test')
+_part_names = dict(train='train', training='train', val='valid', valid='valid', validation='valid', test='test',
+                   testing='test')
 
 def load_folder(
     path: Path,
     size: int | None = None,  # crop and scale to this many pixels a side
 ) -> ImageData:
-    "A folder of images as a data set; raises FileNotFoundError, or ValueError on images that cannot be read or do not fit."
+    """A folder of images as a data set; raises FileNotFoundError, or ValueError on images that cannot be read or do not
+    fit."""
     if not path.is_dir(): raise FileNotFoundError(f'no folder {str(path)!r} with images')
-    skipped, named = [], {_part_names[p.name.lower()]: p for p in path.iterdir() if p.is_dir() and p.name.lower() in _part_names}
+    skipped, named = [], {_part_names[p.name.lower()]: p for p in path.iterdir() if p.is_dir()
+                          and p.name.lower() in _part_names}
     parts = named if 'train' in named and len(named) > 1 else {'train': path}
     read = {part: _read_part(folder, size, skipped) for part, folder in parts.items()}
     classes = {part: set(labels) if labels else None for part, (_, labels) in read.items()}
     if any(c != classes['train'] for c in classes.values()):
-        raise UserError(f'all parts of {path} must have the same classes, got ' + ', '.join(f'{part}: {sorted(c or [])}' for part, c in classes.items()))
+        raise UserError(f'all parts of {path} must have the same classes, got '
+                        + ', '.join(f'{part}: {sorted(c or [])}' for part, c in classes.items()))
     def part(name): return read.get(name, (None, None))
     data = ImageData.from_arrays(*part('train'), *part('test'), *part('valid'), name=f'folder:{path}')
     return replace(data, skipped=skipped)
@@ -470,16 +493,19 @@ def load_npz(
     path: Path,
     size: int | None = None,  # crop and scale to this many pixels a side
 ) -> ImageData:
-    "A data set from an .npz file; raises FileNotFoundError, or ValueError on files that are damaged or have other keys."
+    """A data set from an .npz file; raises FileNotFoundError, or ValueError on files that are damaged or have other
+    keys."""
     if not path.is_file(): raise FileNotFoundError(f'no file {str(path)!r}')
     try:
         with np.load(path, allow_pickle=False) as file: arrays = {key: file[key] for key in file.files}
     except (ValueError, OSError, EOFError, zlib.error, KeyError, AttributeError) as error:
         raise UserError(f'{path} cannot be read as numpy arrays: {str(error).splitlines()[0]}') from None
     keys = [f'{part}_{what}' for part in ('train', 'test', 'val') for what in ('images', 'labels')]
-    if 'train_images' not in arrays: raise UserError(f'{path} must have {", ".join(keys)} (or some of them), it has {", ".join(arrays) or "nothing"}')
+    if 'train_images' not in arrays:
+        raise UserError(f'{path} must have {", ".join(keys)} (or some of them), it has {", ".join(arrays) or "nothing"}')
     if size:
-        for key in (k for k in keys if k.endswith('images') and k in arrays): arrays[key] = np.stack([_fit(a, size) for a in arrays[key]])
+        for key in (k for k in keys if k.endswith('images') and k in arrays):
+            arrays[key] = np.stack([_fit(a, size) for a in arrays[key]])
     return ImageData.from_arrays(*[arrays.get(key) for key in keys], name=f'npz:{path}')
 
 # %% ../nbs/06_data.ipynb #98e34aa2
@@ -488,12 +514,14 @@ _kinds = dict(folder=load_folder, npz=load_npz)
 def data_folder() -> Path:
     "Where downloaded data lie: the environment variable CEBM_NB_DATA, or .cache/cebm_nb in the home folder."
     try: return Path(os.environ.get('CEBM_NB_DATA') or Path.home() / '.cache' / 'cebm_nb')
-    except RuntimeError: raise OSError('there is no home folder to keep data in; set CEBM_NB_DATA or pass root (--root)') from None
+    except RuntimeError:
+        raise OSError('there is no home folder to keep data in; set CEBM_NB_DATA or pass root (--root)') from None
 
 def check_data_name(name: str) -> str:
     "`name` itself; raises UserError unless it is one of DATA_SETS, folder:PATH or npz:FILE, alone or with /validation."
     kind = str(name).split(':')[0]
-    if str(name) in ('folder:PATH', 'npz:FILE'): raise UserError(f'{name} stands for one of yours, such as folder:photos')
+    if str(name) in ('folder:PATH', 'npz:FILE'):
+        raise UserError(f'{name} stands for one of yours, such as folder:photos')
     if ':' not in str(name) or kind not in _kinds:
         check_name('data set', str(name).removesuffix('/validation'), [*DATA_SETS, 'folder:PATH', 'npz:FILE'])
     return name
@@ -511,7 +539,8 @@ def load_data(
 ) -> ImageData:
     "A data set by name; raises ValueError on unknown names and unusable files, ConnectionError when a download fails."
     kind, _, path = check_data_name(name).partition(':')
-    if image_size is not None and not path: raise UserError(f"image_size is for 'folder:PATH' and 'npz:FILE', {name} has images of one size")
+    if image_size is not None and not path:
+        raise UserError(f"image_size is for 'folder:PATH' and 'npz:FILE', {name} has images of one size")
     whole = name.removesuffix('/validation')
     if not path: data = DATA_SETS.find(whole)(Path(root) if root else _root(whole), download)
     else:
@@ -519,4 +548,5 @@ def load_data(
         data = _kinds[kind](Path(whole.partition(':')[2]).expanduser(), image_size)
     return data if whole == name else data.hold_out()
 
-def _root(name): return None if name in ('digits', 'mnist-5k', 'digits-m') else data_folder()  # embedded sets need no folder
+def _root(name): return None if name in ('digits', 'mnist-5k',
+                                         'digits-m') else data_folder()  # embedded sets need no folder

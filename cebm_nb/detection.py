@@ -36,8 +36,11 @@ def density_scores(
     generator: torch.Generator | None = None,  # where those draws come from
 ) -> dict:  # names to functions from images (B, C, H, W) to scores (B,); none for models without a density
     "The scores that come from a model's own density, the higher the more likely."
-    if hasattr(model, 'energy'): return {'energy': lambda x: -model.energy(x), 'gradient norm': lambda x: -gradient_norms(FrozenEnergy(model, 'float32'), x)}
-    if hasattr(model, 'importance_bound'): return {'likelihood': lambda x: model.importance_bound(x, samples, generator)}
+    if hasattr(model, 'energy'):
+        return {'energy': lambda x: -model.energy(x), 'gradient norm': lambda x: -gradient_norms(FrozenEnergy(model,
+            'float32'), x)}
+    if hasattr(model, 'importance_bound'):
+        return {'likelihood': lambda x: model.importance_bound(x, samples, generator)}
     return {}
 
 # %% ../nbs/12_detection.ipynb #7a63b480
@@ -57,7 +60,8 @@ def stranger_names(
 ) -> list:
     "Data sets of the same shape and another kind."
     name = data.name.split('/')[0].removesuffix('-extra')
-    return [other for other in _by_shape.get(data.in_shape, []) if other != name and not (other in _digits and name in _digits)]
+    return [other for other in _by_shape.get(data.in_shape, []) if other != name
+            and not (other in _digits and name in _digits)]
 
 def real_strangers(
     data: ImageData,  # what is not strange
@@ -81,9 +85,13 @@ def outlier_sets(
     def some(images): return images.subset(torch.from_numpy(np.sort(np.random.default_rng(seed).permutation(len(images))[:most])))
     test, rng = some(data.test), np.random.default_rng(seed)
     shape = (len(test), *data.in_shape)
-    sets = dict(test=test, constant=ImageSet(torch.from_numpy(np.broadcast_to(rng.integers(0, 256, (*shape[:2], 1, 1), np.uint8), shape).copy())),
-                noise=ImageSet(torch.from_numpy(rng.integers(0, 256, shape, np.uint8))), flipped=ImageSet(test.images.flip(-2)))
-    if data.in_shape == (3, 32, 32): sets['photographs'] = ImageSet.from_array(random_patches(len(test), part='test', seed=seed + 1))  # seed 0 made digits-m
+    sets = dict(test=test, constant=ImageSet(torch.from_numpy(np.broadcast_to(rng.integers(0, 256, (*shape[:2], 1, 1),
+        np.uint8), shape).copy())),
+                noise=ImageSet(torch.from_numpy(rng.integers(0, 256, shape, np.uint8))),
+                flipped=ImageSet(test.images.flip(-2)))
+    if data.in_shape == (3, 32, 32):
+        sets['photographs'] = ImageSet.from_array(random_patches(len(test), part='test', seed=seed
+            + 1))  # seed 0 made digits-m
     return sets | {name: some(images) for name, images in real_strangers(data, root).items()}
 
 # %% ../nbs/12_detection.ipynb #69339d7d
@@ -94,7 +102,8 @@ def detection_figures(
     "How well a score tells strangers from insiders; higher scores mean inside."
     truth, scores = np.repeat([1, 0], [len(inside), len(outside)]), np.concatenate([inside, outside])
     false, true, _ = roc_curve(truth, scores, drop_intermediate=False)
-    return float(auc(false, true)), float(average_precision_score(truth, scores)), float(false[np.searchsorted(true, 0.95)])
+    return float(auc(false, true)), float(average_precision_score(truth,
+        scores)), float(false[np.searchsorted(true, 0.95)])
 
 def detection_record(
     inside: np.ndarray,  # scores of in-distribution images
@@ -104,12 +113,15 @@ def detection_record(
 ) -> dict:  # auroc, aupr, fpr95, each also with _low and _high, and the numbers of images
     "Detection figures with 95 % bootstrap intervals; raises ValueError on scores that are not finite."
     for where, scores in (('inside', inside), ('outside', outside)):
-        if bad := int((~np.isfinite(scores)).sum()): raise UserError(f'{bad} of {len(scores):,} scores {where} are not finite')
+        if bad := int((~np.isfinite(scores)).sum()):
+            raise UserError(f'{bad} of {len(scores):,} scores {where} are not finite')
     rng = np.random.default_rng(seed)
-    drawn = np.array([detection_figures(rng.choice(inside, len(inside)), rng.choice(outside, len(outside))) for _ in range(resamples)])
+    drawn = np.array([detection_figures(rng.choice(inside, len(inside)), rng.choice(outside, len(outside)))
+                      for _ in range(resamples)])
     low, high = np.quantile(drawn, (0.025, 0.975), axis=0).tolist()
     record = dict(inside_images=len(inside), outside_images=len(outside))
-    for name, value, a, b in zip(('auroc', 'aupr', 'fpr95'), detection_figures(inside, outside), low, high): record |= {name: value, f'{name}_low': a, f'{name}_high': b}
+    for name, value, a, b in zip(('auroc', 'aupr', 'fpr95'), detection_figures(inside, outside), low, high):
+        record |= {name: value, f'{name}_low': a, f'{name}_high': b}
     return record
 
 # %% ../nbs/12_detection.ipynb #3a28a3b8
@@ -136,7 +148,8 @@ def detection_scores(
                     scores['typicality'] = {s: typicality(values, typical) for s, values in scores[name].items()}
     if not hasattr(model, 'encode'): return scores
     known = encode_images(model, data.train, device=device)
-    scores['distance'] = {s: -nearest_neighbours(encode_images(model, images, device=device), known)[1] for s, images in sets.items()}
+    scores['distance'] = {s: -nearest_neighbours(encode_images(model, images, device=device), known)[1]
+                          for s, images in sets.items()}
     return scores
 
 def detection_records(
@@ -148,6 +161,8 @@ def detection_records(
     records, problems = [], []
     for score, sets in scores.items():
         for outside in [s for s in sets if s != 'test']:
-            try: records.append(dict(representation=name, score=score, outside=outside) | detection_record(sets['test'], sets[outside], resamples))
+            try:
+                records.append(dict(representation=name, score=score, outside=outside)
+                               | detection_record(sets['test'], sets[outside], resamples))
             except ValueError as error: problems.append(f'{score} of {name} on {outside}: {error}; no figures')
     return records, problems

@@ -17,7 +17,8 @@ from .settings import UserError, check_name
 def check_in_shape(
     in_shape: tuple,  # (channels, height, width) of an image, or (features,) of a vector
 ) -> tuple:
-    "The shape as a tuple of ints; raises ValueError unless it is 1 or 3 channels with sides from 8 to 64, or one number."
+    """The shape as a tuple of ints; raises ValueError unless it is 1 or 3 channels with sides from 8 to 64, or one
+    number."""
     try: shape = tuple(index(n) for n in in_shape)
     except TypeError: shape = ()
     if len(shape) == 1 and shape[0] >= 1: return shape
@@ -51,7 +52,8 @@ class Encoder(nn.Module):
 activations = dict(silu=nn.SiLU, relu=nn.ReLU, leaky=lambda: nn.LeakyReLU(0.2))
 
 class ConvEncoder(Encoder):
-    "The convolutional encoder of Wu et al. 2021 (https://arxiv.org/abs/2106.13798, appendix); images from 8 to 64 pixels a side."
+    """The convolutional encoder of Wu et al. 2021 (https://arxiv.org/abs/2106.13798, appendix); images from 8 to 64
+    pixels a side."""
 
     def __init__(self,
         in_shape: tuple,  # (channels, height, width)
@@ -84,7 +86,8 @@ class ConvEncoder(Encoder):
 def needs_images(encoder: Encoder):
     "Raises ValueError where an encoder of images is made for vectors."
     if len(encoder.in_shape) != 3:
-        raise UserError(f'{type(encoder).__name__} needs images (channels, height, width), got in_shape {encoder.in_shape}; '
+        raise UserError(f'{type(encoder).__name__} needs images (channels, height, width), got in_shape '
+                        f'{encoder.in_shape}; '
                          'use MLPEncoder')
 
 # %% ../nbs/07_encoders.ipynb #c6bb85a4
@@ -96,13 +99,15 @@ class _ResidualBlock(nn.Module):
         nn.init.zeros_(self.branch[-1].weight)
         nn.init.zeros_(self.branch[-1].bias)
         same = stride == 1 and width == out
-        self.shortcut = nn.Identity() if same else nn.Sequential(nn.AvgPool2d(stride, ceil_mode=True), nn.Conv2d(width, out, 1))
+        self.shortcut = nn.Identity() if same else nn.Sequential(nn.AvgPool2d(stride, ceil_mode=True),
+            nn.Conv2d(width, out, 1))
 
     def forward(self, x): return self.shortcut(x) + self.branch(x)
 
 
 class ResidualEncoder(Encoder):
-    "A wide residual network (https://arxiv.org/abs/1605.07146) without normalisation, for images of 8 to 64 pixels a side."
+    """A wide residual network (https://arxiv.org/abs/1605.07146) without normalisation, for images of 8 to 64 pixels a
+    side."""
 
     def __init__(self,
         in_shape: tuple,  # (channels, height, width)

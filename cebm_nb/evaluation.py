@@ -28,8 +28,10 @@ from .detection import detection_records, detection_scores, outlier_sets, strang
 from .fast import exact_convolutions, pick_device
 from .models import Pixel
 from .plots import plot_chain_energies, plot_confusion, plot_few_label, plot_images, plot_rows, plot_scores, save_figure
-from .representation import balanced_draw, component_record, encode_images, few_label, fit_classifier, kmeans_record, neighbour_record
-from .samples import chain_diagnostics, chain_paths, distance_records, frechet_distance, inception_features, sample_images, train_features
+from .representation import (balanced_draw, component_record, encode_images, few_label, fit_classifier, kmeans_record,
+                                    neighbour_record)
+from .samples import (chain_diagnostics, chain_paths, distance_records, frechet_distance, inception_features,
+                             sample_images, train_features)
 from .settings import UserError, check_name
 from .storage import load_weights, read_json, save_weights, write_atomically, write_json, write_lock
 from .trainer import Trainer
@@ -46,7 +48,7 @@ class Subject:
     draws: int = 10  # draws of labelled images
     root: str | Path | None = None  # folder with downloaded data, for OOD sets
     device: str = 'auto'  # where to compute
-    shared: dict = field(default_factory=dict)  # what does not depend on the model, such as the pixel rows; for the next model on the same data
+    shared: dict = field(default_factory=dict)  # what does not depend on the model, for the next one on the same data
 
     def once(self, key, make: Callable):
         "What `make()` gives, computed once for all models that share `shared`."
@@ -60,9 +62,12 @@ class Subject:
     def labelled(self) -> bool: return self.data.train.labels is not None and self.data.test.labels is not None
 
     def needs(self, *methods: str, images: bool = False):
-        "Raises Skipped where the model lacks all of these methods, or where images are needed and the data are vectors."
-        if methods and not any(hasattr(self.model, m) for m in methods): raise Skipped(f'{self.name} has no {" or ".join(methods)}')
-        if images and len(self.data.in_shape) != 3: raise Skipped(f'{self.data.name} has vectors, this part is for images')
+        """Raises Skipped where the model lacks all of these methods, or where images are needed and the data are
+        vectors."""
+        if methods and not any(hasattr(self.model, m) for m in methods):
+            raise Skipped(f'{self.name} has no {" or ".join(methods)}')
+        if images and len(self.data.in_shape) != 3:
+            raise Skipped(f'{self.data.name} has vectors, this part is for images')
 
 class Skipped(Exception):
     "Raised when a part does not apply, with the reason."
@@ -83,10 +88,13 @@ def few_label_part(s: Subject) -> PartResult:
     if len(set(labels[0])) < 2: raise Skipped(f'{s.data.name} has a single class')
     def rows(model, name, rescale):
         train, test = (encode_images(model, part, device=s.device) for part in (s.data.train, s.data.test))
-        return [dict(representation=name) | r for r in few_label(train, labels[0], test, labels[1], s.labels, s.draws, rescale)]
-    records = s.once(('few-label', s.labels, s.draws), lambda: rows(s.pixel, 'pixel', False)) + rows(s.model, s.name, True)
+        found = few_label(train, labels[0], test, labels[1], s.labels, s.draws, rescale)
+        return [dict(representation=name) | r for r in found]
+    floor = s.once(('few-label', s.labels, s.draws), lambda: rows(s.pixel, 'pixel', False))
+    records = floor + rows(s.model, s.name, True)
     missing = [str(n) for n in s.labels if n not in {r['labels_per_class'] for r in records}]
-    return PartResult(records, {'few_label': plot_few_label(records)}, [f'{", ".join(missing)} labels per class: a class has fewer'] if missing else [])
+    return PartResult(records, {'few_label': plot_few_label(records)},
+                      [f'{", ".join(missing)} labels per class: a class has fewer'] if missing else [])
 
 # %% ../nbs/15_evaluation.ipynb #4bbed16d
 def neighbour_figures(
@@ -94,7 +102,8 @@ def neighbour_figures(
     data: ImageData,
 ) -> dict:  # file stems to figures
     "Queries above what each representation found, and confusion matrices where there are labels."
-    rows = {'query': data.test.serve(records[0]['queries'])} | {r['representation']: data.train.serve(r['neighbours']) for r in records}
+    rows = {'query': data.test.serve(records[0]['queries'])}
+    rows |= {r['representation']: data.train.serve(r['neighbours']) for r in records}
     labelled = {r['representation']: r['confusion'] for r in records if r['confusion']}
     names = data.class_names or [str(i) for i in range(max(map(len, labelled.values()), default=0))]
     pictures = {'neighbours': plot_rows(rows)} if len(data.in_shape) == 3 else {}
@@ -103,8 +112,10 @@ def neighbour_figures(
 def neighbours_part(s: Subject) -> PartResult:
     "Nearest training images, by pixels and in the representation."
     s.needs('encode')
-    records = [s.once('neighbours', lambda: neighbour_record(s.pixel, s.data, 'pixel', s.device)), neighbour_record(s.model, s.data, s.name, s.device)]
-    return PartResult(records, neighbour_figures(records, s.data), [] if s.labelled else [f'agreement: {s.data.name} has no labels'])
+    records = [s.once('neighbours', lambda: neighbour_record(s.pixel, s.data, 'pixel', s.device)),
+               neighbour_record(s.model, s.data, s.name, s.device)]
+    return PartResult(records, neighbour_figures(records, s.data), [] if s.labelled
+                      else [f'agreement: {s.data.name} has no labels'])
 
 # %% ../nbs/15_evaluation.ipynb #d92b763b
 def ood_part(s: Subject) -> PartResult:
@@ -114,7 +125,8 @@ def ood_part(s: Subject) -> PartResult:
     floor = s.once('ood', lambda: detection_records(detection_scores(s.pixel, s.data, sets, device=s.device), 'pixel'))
     scores = detection_scores(s.model, s.data, sets, device=s.device)
     records, problems = detection_records(scores, s.name)
-    finite = {name: of for name, of in scores.items() if not any(problem.startswith(f'{name} of') for problem in problems)}
+    bad = {name for name in scores if any(problem.startswith(f'{name} of') for problem in problems)}
+    finite = {name: of for name, of in scores.items() if name not in bad}
     absent = [name for name in stranger_names(s.data) if name not in sets]
     notes = problems + ([f'not run against {", ".join(absent)}, whose files are not here'] if absent else [])
     return PartResult(floor[0] + records, {'ood': plot_scores(finite)} if finite else {}, notes)
@@ -126,7 +138,8 @@ def clusters_part(s: Subject) -> PartResult:
     record = component_record(s.model, s.data, s.name, s.device)
     if not record: raise Skipped(f'{s.name} is not a mixture')
     k = record['clusters']
-    return PartResult([s.once(('k-means', k), lambda: kmeans_record(s.pixel, s.data, k, 'pixel', device=s.device)), record, kmeans_record(s.model, s.data, k, s.name, device=s.device)])
+    return PartResult([s.once(('k-means', k), lambda: kmeans_record(s.pixel, s.data, k, 'pixel', device=s.device)),
+                       record, kmeans_record(s.model, s.data, k, s.name, device=s.device)])
 
 # %% ../nbs/15_evaluation.ipynb #0a10a6d2
 def _chain_samples(s):
@@ -137,9 +150,12 @@ def _chain_samples(s):
     seen = [i for i, mark in enumerate(paths.marks) if mark in (0, 10, 20, 50, 100, 200, last)]
     way = {f'chain {i}': torch.stack([paths.images['noise'][m][i] for m in seen]) for i in range(8)}
     with torch.no_grad(): real = s.data.test.map(s.model.energy, next(s.model.parameters()).device).numpy()
-    figures = {'chain_way': plot_rows(way, [str(paths.marks[m]) for m in seen]), 'chain_energies': plot_chain_energies(paths.marks, paths.energies, real)}
-    diagnosed = {f'from {start}, {last} steps': chain_diagnostics(energies) for start, energies in paths.energies.items()}
-    if len(paths.energies) > 1: diagnosed['from either'] = chain_diagnostics(np.concatenate(list(paths.energies.values())))
+    figures = {'chain_way': plot_rows(way, [str(paths.marks[m]) for m in seen]),
+               'chain_energies': plot_chain_energies(paths.marks, paths.energies, real)}
+    diagnosed = {f'from {start}, {last} steps': chain_diagnostics(energies)
+                 for start, energies in paths.energies.items()}
+    if len(paths.energies) > 1:
+        diagnosed['from either'] = chain_diagnostics(np.concatenate(list(paths.energies.values())))
     return sets, diagnosed, figures
 
 # %% ../nbs/15_evaluation.ipynb #3260bfc1
@@ -148,16 +164,23 @@ def samples_part(s: Subject) -> PartResult:
     s.needs('sample', 'energy', images=True)
     if s.run is None: raise Skipped('a model without its run has no sampler')
     if len(s.data.test) < 8: raise Skipped(f'{s.data.name} has {len(s.data.test)} test images, fewer than 8')
-    if hasattr(s.model, 'sample'): sets, diagnosed, figures = {'from prior': sample_images(s.run, 250, device=s.device)}, {}, {}
+    if hasattr(s.model, 'sample'):
+        sets, diagnosed, figures = {'from prior': sample_images(s.run, 250, device=s.device)}, {}, {}
     else: sets, diagnosed, figures = _chain_samples(s)
-    notes = [f'{what}: samples are not finite; no distances' for what, images in sets.items() if not images.isfinite().all()]
-    for what, images in sets.items(): figures['eval_samples_' + what.split(',')[0].replace(' ', '_')] = plot_images(images[:100].nan_to_num())
+    notes = [f'{what}: samples are not finite; no distances' for what, images in sets.items()
+             if not images.isfinite().all()]
+    for what, images in sets.items():
+        figures['eval_samples_' + what.split(',')[0].replace(' ', '_')] = plot_images(images[:100].nan_to_num())
     records = []
-    if s.labelled: records = distance_records(sets, s.data, s.once('features', lambda: train_features(s.data, device=s.device)), s.name, inception=s.once('inception', inception_features))
+    if s.labelled:
+        records = distance_records(sets, s.data, s.once('features', lambda: train_features(s.data, device=s.device)),
+                                   s.name, inception=s.once('inception', inception_features))
     else: notes.append(f'distances: {s.data.name} has no labels to learn features from')
-    records += [dict(representation=s.name, images=what, number=None, frechet=None, kernel=None) for what in [*sets, *diagnosed] if what not in {r['images'] for r in records}]
+    records += [dict(representation=s.name, images=what, number=None, frechet=None, kernel=None)
+                for what in [*sets, *diagnosed] if what not in {r['images'] for r in records}]
     blank = dict(rhat=None, ess=None, draws=None)
-    return PartResult([r | (diagnosed.get(r['images'], blank) if r['representation'] == s.name else blank) for r in records], figures, notes)
+    return PartResult([r | (diagnosed.get(r['images'], blank) if r['representation'] == s.name else blank)
+                       for r in records], figures, notes)
 
 def conditional_part(s: Subject) -> PartResult:
     "Completing and cleaning images with the energy, and what single latent dimensions do."
@@ -165,7 +188,8 @@ def conditional_part(s: Subject) -> PartResult:
     if s.run is None: raise Skipped('a model without its run has no sampler')
     records, pictures = conditional_records(s.run, s.data, s.name, device=s.device)
     notes = [f'{r["method"]}, {r["task"]}: chains are not finite; no error' for r in records if r['rmse'] is None]
-    return PartResult(records, {name: plot_rows({row: x.nan_to_num() for row, x in rows.items()}) for name, rows in pictures.items()}, notes)
+    return PartResult(records, {name: plot_rows({row: x.nan_to_num() for row, x in rows.items()})
+                                for name, rows in pictures.items()}, notes)
 
 # %% ../nbs/15_evaluation.ipynb #c7f730ac
 _parts = {'few-label': few_label_part, 'neighbours': neighbours_part, 'ood': ood_part, 'clusters': clusters_part,
@@ -193,7 +217,8 @@ def _earlier(folder, stamp):  # what an eval.json of the same model and data hol
 def _state_of(run) -> list:  # a word on a run that was not trained to its end
     ended = run.config['run']['finished'] if run else dict(status='complete')
     if ended and ended['status'] == 'complete': return []
-    return [f'training: the model is that of update {ended["updates"]}, the run {ended["status"]}' if ended else 'training: it has not ended']
+    return [f'training: the model is that of update {ended["updates"]}, the run {ended["status"]}' if ended
+            else 'training: it has not ended']
 
 # %% ../nbs/15_evaluation.ipynb #f5cd87ec
 def evaluate(
@@ -210,13 +235,17 @@ def evaluate(
     shared: dict | None = None,  # pass the same dict for several models on one data set: floors are computed once
     tell: Callable | None = None,  # called with (part, seconds) after each part
 ) -> dict:  # data, numbers of images, a list of records for each part, skipped (sentences), seconds for each part
-    "Evaluate a model on images it has not seen, with the pixels beside it; raises ValueError on unknown parts and other shapes."
+    """Evaluate a model on images it has not seen, with the pixels beside it; raises ValueError on unknown parts and
+    other shapes."""
     run, model = (model, model.model) if hasattr(model, 'folder') else (None, model)
     parts = [check_name('part', part, evaluation_parts) for part in (evaluation_parts if parts is None else parts)]
     shape = getattr(model, 'in_shape', None)
-    if shape and tuple(shape) != data.in_shape: raise UserError(f'the model is for images of shape {tuple(shape)}, {data.name} has {data.in_shape}')
-    on = check_name('part of the data', on or ('valid' if data.name.endswith('/validation') else 'test'), list(data.parts))
-    subject = Subject(model, replace(data, test=data.parts[on], valid=None), name or (run.name if run else type(model).__name__), run,
+    if shape and tuple(shape) != data.in_shape:
+        raise UserError(f'the model is for images of shape {tuple(shape)}, {data.name} has {data.in_shape}')
+    on = check_name('part of the data', on or ('valid' if data.name.endswith('/validation') else 'test'),
+                    list(data.parts))
+    name = name or (run.name if run else type(model).__name__)
+    subject = Subject(model, replace(data, test=data.parts[on], valid=None), name, run,
                       tuple(labels), draws, root, device, {} if shared is None else shared)
     if folder: Path(folder).mkdir(parents=True, exist_ok=True)
     with write_lock(folder, 'eval') if folder else nullcontext(), exact_convolutions(pick_device(device)):
@@ -247,7 +276,8 @@ def few_label_table(
     result: dict,  # what `evaluate` returns, or what eval.json holds
 ) -> pd.DataFrame:  # a row for each representation, a column for each number of labels; per cent, as text
     "The few-label records as a table of 'mean ± sd', with a star where a classifier did not converge."
-    def cell(r): return _percent(r['accuracy_mean']) + (f" ± {_percent(r['accuracy_sd'])}" if r['draws'] > 1 else '') + ('' if r['converged'] else '*')
+    def cell(r): return _percent(r['accuracy_mean']) + (f" ± {_percent(r['accuracy_sd'])}" if r['draws'] > 1
+                                                        else '') + ('' if r['converged'] else '*')
     rows = {}
     for r in result['few_label']: rows.setdefault(r['representation'], {})[str(r['labels_per_class'])] = cell(r)
     return pd.DataFrame.from_dict(rows, orient='index').rename_axis('labels per class', axis=1).fillna('')
@@ -256,7 +286,9 @@ def few_label_table(
 def neighbour_table(result: dict) -> pd.DataFrame:
     "Agreement of each representation, overall and for each class, in per cent."
     labelled = [r for r in result['neighbours'] if r['confusion']]
-    return pd.DataFrame.from_dict({r['representation']: {'agreement': _percent(r['agreement'])} | {str(i): _percent(row[i], 0) for i, row in enumerate(r['confusion'])} for r in labelled}, orient='index')
+    return pd.DataFrame.from_dict({r['representation']: {'agreement': _percent(r['agreement'])}
+                                   | {str(i): _percent(row[i], 0) for i, row in enumerate(r['confusion'])}
+                                   for r in labelled}, orient='index')
 
 def ood_table(
     result: dict,
@@ -264,33 +296,45 @@ def ood_table(
 ) -> pd.DataFrame:
     "One detection figure in per cent with its 95 % interval: a row for each score, a column for each set of strangers."
     rows = {}
-    for r in result['ood']: rows.setdefault(f"{r['representation']}, {r['score']}", {})[r['outside']] = f"{_percent(r[figure])} [{_percent(r[figure + '_low'])}, {_percent(r[figure + '_high'])}]"
+    for r in result['ood']:
+        low, value, high = (_percent(r[figure + ending]) for ending in ('_low', '', '_high'))
+        rows.setdefault(f"{r['representation']}, {r['score']}", {})[r['outside']] = f'{value} [{low}, {high}]'
     return pd.DataFrame.from_dict(rows, orient='index').fillna('')
 
 def cluster_table(result: dict) -> pd.DataFrame:
     "Cluster scores in per cent, a row for each way of clustering."
-    rows = {f"{r['representation']}, {r['method']}, {r['clusters']} clusters": dict(used=str(r['used']), accuracy=_percent(r['accuracy']), NMI=_percent(r['nmi']), ARI=_percent(r['ari'])) for r in result['clusters']}
+    rows = {f"{r['representation']}, {r['method']}, {r['clusters']} clusters": dict(used=str(r['used']),
+        accuracy=_percent(r['accuracy']), NMI=_percent(r['nmi']), ARI=_percent(r['ari'])) for r in result['clusters']}
     return pd.DataFrame.from_dict(rows, orient='index')
 
 def sample_table(result: dict) -> pd.DataFrame:
     "Distances of samples to real images, and how chains converged."
     def number(v, form): return '' if v is None else format(v, form)
-    rows = {f"{r['representation']}, {r['images']}": {'images': number(r['number'], 'd'), 'Fréchet': number(r['frechet'], '.2f'), 'kernel': number(r['kernel'], '.2f'),
-            **{f'{what}, Inception': number(r[key], '.2f') for what, key in (('Fréchet', 'frechet_inception'), ('kernel', 'kernel_inception')) if key in r},
-            'R-hat': number(r['rhat'], '.2f'), 'effective / all draws': number(r['ess'], '.0f') + (f" / {r['draws']}" if r['ess'] is not None else '')} for r in result['samples']}
+    rows = {f"{r['representation']}, {r['images']}": {'images': number(r['number'], 'd'),
+                                                      'Fréchet': number(r['frechet'], '.2f'),
+                                                      'kernel': number(r['kernel'], '.2f'),
+            **{f'{what}, Inception': number(r[key], '.2f') for what, key in (('Fréchet', 'frechet_inception'),
+                ('kernel', 'kernel_inception')) if key in r},
+            'R-hat': number(r['rhat'], '.2f'), 'effective / all draws': number(r['ess'], '.0f')
+            + (f" / {r['draws']}" if r['ess'] is not None else '')} for r in result['samples']}
     return pd.DataFrame.from_dict(rows, orient='index').fillna('')
 
 def conditional_table(result: dict) -> pd.DataFrame:
     "Root mean squared errors of completed and cleaned images, in units of [-1, 1]."
     rows = {}
-    for r in result['conditional']: rows.setdefault(f"{r['representation']}, {r['method']}", {})[r['task']] = '' if r['rmse'] is None else f"{r['rmse']:.3f}"
+    for r in result['conditional']:
+        cell = '' if r['rmse'] is None else f"{r['rmse']:.3f}"
+        rows.setdefault(f"{r['representation']}, {r['method']}", {})[r['task']] = cell
     return pd.DataFrame.from_dict(rows, orient='index').fillna('')
 
 # %% ../nbs/15_evaluation.ipynb #672e2cdc
 def compare_with_pixels(
     result: dict,  # what `evaluate` returns
 ) -> str:
-    "One sentence: at how many labels a representation stands above the pixels, where it does not, and where two standard errors do not decide; the variance is that of the mean paired difference between draws plus that of two proportions of the test images, as if they were not the same, which errs towards level. A single draw says nothing of the first."
+    """One sentence: at how many labels a representation stands above the pixels, where it does not, and where two
+    standard errors do not decide; the variance is that of the mean paired difference between draws plus that of two
+    proportions of the test images, as if they were not the same, which errs towards level. A single draw says nothing
+    of the first."""
     rows = {(r['representation'], r['labels_per_class']): np.array(r['accuracies']) for r in result['few_label']}
     name = next((who for who, _ in rows if who != 'pixel'), None)
     if not name: return ''
@@ -300,25 +344,33 @@ def compare_with_pixels(
         draws = difference.var(ddof=1) / len(difference) if len(difference) > 1 else 0
         images = sum(p * (1 - p) for p in (rows[name, n].mean(), rows['pixel', n].mean())) / result['test_images']
         doubt = 2 * (draws + images) ** 0.5
-        verdicts['above' if difference.mean() > doubt else 'BELOW' if difference.mean() < -doubt else 'level with'].append(str(n))
-    return f'{name} stands ' + '; '.join(f'{verdict} the pixels at {", ".join(numbers)}' for verdict, numbers in verdicts.items() if numbers) + ' labels per class.'
+        verdicts['above' if difference.mean() > doubt else 'BELOW' if difference.mean() < -doubt
+                 else 'level with'].append(str(n))
+    return f'{name} stands ' + '; '.join(f'{verdict} the pixels at {", ".join(numbers)}'
+                                         for verdict, numbers in verdicts.items() if numbers) + ' labels per class.'
 
 # %% ../nbs/15_evaluation.ipynb #160af3bb
-part_titles = {'few-label': 'Test accuracy in %, logistic regression on few labels, mean ± sd over draws (* a fit did not converge)', 'neighbours': 'Class of the nearest training image: agreement in %, overall and by class',
-               'ood': 'Out-of-distribution detection: AUROC in % with 95 % interval', 'clusters': 'Clusters of the test images against classes, in %',
-               'samples': 'Distance of samples to held-out images, and convergence of chains', 'conditional': 'Root mean squared error of completed and cleaned test images'}
+part_titles = {'few-label': 'Test accuracy in %, logistic regression on few labels, mean ± sd over draws '
+                            '(* a fit did not converge)',
+               'neighbours': 'Class of the nearest training image: agreement in %, overall and by class',
+               'ood': 'Out-of-distribution detection: AUROC in % with 95 % interval',
+               'clusters': 'Clusters of the test images against classes, in %',
+               'samples': 'Distance of samples to held-out images, and convergence of chains',
+               'conditional': 'Root mean squared error of completed and cleaned test images'}
 
 def evaluation_tables(
     result: dict,  # what `evaluate` returns, or what eval.json holds
 ) -> dict:  # parts that were run, to tables
     "A table for each part that has records."
-    makers = {'few-label': few_label_table, 'neighbours': neighbour_table, 'ood': ood_table, 'clusters': cluster_table, 'samples': sample_table, 'conditional': conditional_table}
+    makers = {'few-label': few_label_table, 'neighbours': neighbour_table, 'ood': ood_table, 'clusters': cluster_table,
+              'samples': sample_table, 'conditional': conditional_table}
     tables = {part: make(result) for part, make in makers.items() if result.get(part_key(part))}
     return {part: table for part, table in tables.items() if len(table)}
 
 # %% ../nbs/15_evaluation.ipynb #8412238c
 class Validation:
-    "A callback that measures a run at intervals, into `health.csv`, and keeps the best healthy model in `best.safetensors`."
+    """A callback that measures a run at intervals, into `health.csv`, and keeps the best healthy model in
+    `best.safetensors`."""
 
     def __init__(self,
         folder: Path,  # the run folder
@@ -344,7 +396,8 @@ class Validation:
     def _begin(self, trainer):
         path = self.folder / 'health.csv'
         self.rows = pd.read_csv(path).to_dict('records') if path.is_file() else []  # of a run that goes on
-        try: self.best = self.score(load_weights(self.folder / 'best.safetensors')[1])  # also where a rollback went behind it
+        try:
+            self.best = self.score(load_weights(self.folder / 'best.safetensors')[1])  # also behind a rollback
         except (FileNotFoundError, ValueError, KeyError): self.best = -math.inf
         order = torch.randperm(len(trainer.images), generator=torch.Generator().manual_seed(0))[:self.images]
         some, held_out = trainer.images.subset(order.to(trainer.device)), trainer.data.valid
@@ -368,7 +421,8 @@ def measure(self: Validation, trainer: Trainer) -> dict:
     model, training = trainer.average, trainer.average.training
     row = dict(accuracy=math.nan, gap=math.nan, distance=math.nan, healthy=not trainer.trouble(1.))
     labels = self.halves[0].labels
-    if labels is not None and len(labels.unique()) > 1 and hasattr(model, 'encode'): row['accuracy'] = self._accuracy(model, str(trainer.device))
+    if labels is not None and len(labels.unique()) > 1 and hasattr(model, 'encode'):
+        row['accuracy'] = self._accuracy(model, str(trainer.device))
     model.train(training)
     gaps = [r['gap'] for r in trainer.rows[-10:] if r.get('gap', math.nan) == r.get('gap')]
     if gaps: row['gap'] = float(np.median(gaps))

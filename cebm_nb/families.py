@@ -17,14 +17,16 @@ from .settings import UserError
 
 # %% ../nbs/00_families.ipynb #a617db24
 class ExponentialFamily:
-    """An exponential family over z of shape (..., dim): p(z) = h(z) exp(<natural, suff_stats(z)> - log_normalizer(natural)).
+    """An exponential family over z of shape (..., dim): p(z) = h(z) exp(<natural, suff_stats(z)> -
+    log_normalizer(natural)).
 
     Natural parameters have the shape (..., *natural_shape), with any batch shape in front."""
 
     def __init__(self,
         dim: int,  # number D of latent dimensions, at least 1
     ):
-        if not isinstance(dim, int) or dim < 1: raise UserError(f'dim, the number of latent dimensions, must be at least 1, got {dim!r}')
+        if not isinstance(dim, int) or dim < 1:
+            raise UserError(f'dim, the number of latent dimensions, must be at least 1, got {dim!r}')
         self.dim = dim
 
     @property

@@ -27,7 +27,8 @@ from .settings import UserError
 def pick_device(device: str | torch.device = 'auto') -> torch.device:
     "The device by name; 'auto' takes a GPU where there is one. Raises ValueError on a device that this machine lacks."
     if str(device) == 'auto':
-        return torch.device('cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu')
+        return torch.device('cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available()
+                            else 'cpu')
     try:
         device = torch.device(device)
         torch.empty(0, device=device)
@@ -50,7 +51,8 @@ def pick_dtype(
     return torch.bfloat16 if precision == 'bfloat16' or precision == 'auto' and _has_bfloat16(device) else torch.float32
 
 def native_precisions(device: torch.device) -> tuple:
-    "What a device computes fast: ('float32', 'bfloat16'), or ('float32',) where it would only imitate bfloat16, much slower."
+    """What a device computes fast: ('float32', 'bfloat16'), or ('float32',) where it would only imitate bfloat16, much
+    slower."""
     return ('float32', 'bfloat16') if _has_bfloat16(device) else ('float32',)
 
 # %% ../nbs/20_fast.ipynb #b77e71f3
@@ -96,10 +98,12 @@ def channels_last(model: nn.Module) -> nn.Module:
 def keep_memory(
     most: int = 2**30,  # bytes that may be kept
 ) -> bool:  # whether this machine's C library took the advice
-    "Tell glibc to keep freed memory for the next step; it concerns the whole process, and speed only. Does nothing elsewhere."
+    """Tell glibc to keep freed memory for the next step; it concerns the whole process, and speed only. Does nothing
+    elsewhere."""
     try: tell = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError): return False
-    return bool(tell(-3, 32 * 2**20) and tell(-1, min(most, 2**31 - 1)))  # M_MMAP_THRESHOLD, at its largest, and M_TRIM_THRESHOLD
+    return bool(tell(-3, 32 * 2**20) and tell(-1, min(most,
+                                                      2**31 - 1)))  # M_MMAP_THRESHOLD, at its largest, and M_TRIM_THRESHOLD
 
 # %% ../nbs/20_fast.ipynb #8536aa6c
 @contextmanager
@@ -117,7 +121,8 @@ class _Captured:  # a function, captured with its inputs and outputs in memory o
         side, current = torch.cuda.Stream(), torch.cuda.current_stream()
         side.wait_stream(current)
         try:
-            with torch.cuda.stream(side), _no_synchronisation(): function(*self.inputs)  # what cannot be captured fails here
+            with torch.cuda.stream(side), _no_synchronisation():
+                function(*self.inputs)  # what cannot be captured fails here
             with torch.cuda.graph(self.graph, stream=side): self.outputs = function(*self.inputs)
         finally:
             torch.cuda.set_stream(current)  # a capture that fails does not do it
@@ -132,7 +137,8 @@ class _Captured:  # a function, captured with its inputs and outputs in memory o
 
 # %% ../nbs/20_fast.ipynb #23702aad
 class CUDAGraphs:
-    """Calls of one function of tensors, captured as CUDA graphs on a GPU and replayed; elsewhere the function is called.
+    """Calls of one function of tensors, captured as CUDA graphs on a GPU and replayed; elsewhere the function is
+    called.
 
     Captured for the third call with the same shapes, when it runs once more than it was called; the last three captures
     are kept, with the memory of their activations. For one thread at a time."""
@@ -170,7 +176,8 @@ class CUDAGraphs:
             try: return _Captured(function, tensors, self.model.parameters() if self.gradients else ())
             except RuntimeError as error:
                 reason = str(error).split('\n')[0]
-                warnings.warn(f'a function could not be captured as a CUDA graph and stays slower: {reason}', stacklevel=3)
+                warnings.warn(f'a function could not be captured as a CUDA graph and stays slower: {reason}',
+                              stacklevel=3)
 
 # %% ../nbs/20_fast.ipynb #12294357
 class _WithGradient(torch.autograd.Function):
@@ -188,7 +195,8 @@ class _WithGradient(torch.autograd.Function):
 
 # %% ../nbs/20_fast.ipynb #94c9bb30
 class FrozenEnergy:
-    """The energy of a model with its weights held still: (B, ...) -> (B,), differentiable in x once; float32 or float64.
+    """The energy of a model with its weights held still: (B, ...) -> (B,), differentiable in x once; float32 or
+    float64.
 
     Raises ValueError on inputs that are not floating point, and on an energy that is not one number for each input."""
     piece_bytes = 16 * 2**20  # a piece of the batch is so large that its largest activation has about this size, on a CPU
@@ -217,7 +225,8 @@ class FrozenEnergy:
         with exact_convolutions(self.device), _no_autocast(self.device):
             with torch.autocast(self.device.type, torch.bfloat16, self.half): value = self.energy(x)
         if value.shape != (len(x),):
-            raise UserError(f'an energy must be one number for each input, of shape ({len(x)},), got {tuple(value.shape)}')
+            raise UserError(f'an energy must be one number for each input, of shape ({len(x)},), got '
+                            f'{tuple(value.shape)}')
         return value
 
 # %% ../nbs/20_fast.ipynb #61cff17a

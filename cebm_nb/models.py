@@ -31,10 +31,13 @@ def widen(x: Tensor) -> Tensor:
 def check_scale(
     x: Tensor,  # images as floats, (B, C, H, W)
 ):
-    "Raises ValueError where images are not finite or beyond [-10, 10]; warns where a batch looks as if scaled to [0, 1]."
+    """Raises ValueError where images are not finite or beyond [-10, 10]; warns where a batch looks as if scaled to [0,
+    1]."""
     low, high = x.detach().aminmax()
-    if not (low.isfinite() and high.isfinite()): raise UserError('images must be finite, got NaN or infinite values; repair them')
-    if max(-low, high) > 10: raise UserError(f'images must be in [-1, 1], got [{low:g}, {high:g}]; scale bytes with x / 127.5 - 1')
+    if not (low.isfinite() and high.isfinite()):
+        raise UserError('images must be finite, got NaN or infinite values; repair them')
+    if max(-low, high) > 10:
+        raise UserError(f'images must be in [-1, 1], got [{low:g}, {high:g}]; scale bytes with x / 127.5 - 1')
     if len(x) > 1 and 0 <= low < high <= 1:
         warnings.warn(f'images are all in [{low:g}, {high:g}], which looks like the scale [0, 1]; this package uses '
                       '[-1, 1]: scale with 2 * x - 1', stacklevel=4)
@@ -43,11 +46,14 @@ def check_inputs(
     model: nn.Module,  # perhaps with an `in_shape`
     x: Tensor | np.ndarray,  # (B, *in_shape), floats
 ) -> Tensor:
-    "The inputs as a tensor beside the weights; raises ValueError unless they are finite floats of the model's shape and scale."
+    """The inputs as a tensor beside the weights; raises ValueError unless they are finite floats of the model's shape
+    and scale."""
     if isinstance(x, np.ndarray): x = torch.from_numpy(x)
     if not isinstance(x, Tensor):
-        raise UserError(f'images must be a tensor or an array, got {type(x).__name__}; read them with ImageData.from_arrays')
-    if not x.is_floating_point(): raise UserError(f'images must be floats in [-1, 1], got {x.dtype}; scale bytes with x / 127.5 - 1')
+        raise UserError(f'images must be a tensor or an array, got {type(x).__name__}; read them with '
+                        f'ImageData.from_arrays')
+    if not x.is_floating_point():
+        raise UserError(f'images must be floats in [-1, 1], got {x.dtype}; scale bytes with x / 127.5 - 1')
     shape, weights = getattr(model, 'in_shape', None), next(model.parameters(), None)
     if shape is not None and x.shape[1:] != tuple(shape):
         raise UserError(f'images must have the shape (B, {", ".join(map(str, shape))}), got {tuple(x.shape)}')
@@ -61,8 +67,10 @@ def check_latents(
 ) -> Tensor:
     "`z` itself; raises ValueError unless it holds finite floats and has the shape (B, D)."
     if not isinstance(z, Tensor) or not z.is_floating_point():
-        raise UserError(f'latents must be a tensor of floats, got {z.dtype if isinstance(z, Tensor) else type(z).__name__}')
-    if z.dim() != 2 or z.shape[1] != dim: raise UserError(f'latents must have the shape (B, {dim}), got {tuple(z.shape)}')
+        raise UserError(f'latents must be a tensor of floats, got '
+                        f'{z.dtype if isinstance(z, Tensor) else type(z).__name__}')
+    if z.dim() != 2 or z.shape[1] != dim:
+        raise UserError(f'latents must have the shape (B, {dim}), got {tuple(z.shape)}')
     if not z.isfinite().all(): raise UserError('latents must be finite, got NaN or infinite values')
     return z
 
@@ -73,13 +81,16 @@ def output_shape(
     "What a network makes of one input, found by a dry run; raises ValueError where it cannot read such inputs."
     weights, modes = next(network.parameters(), torch.zeros(())), [(m, m.training) for m in network.modules()]
     try:
-        with torch.no_grad(): out = network.eval()(torch.zeros(2, *in_shape, dtype=weights.dtype, device=weights.device))
+        with torch.no_grad():
+            out = network.eval()(torch.zeros(2, *in_shape, dtype=weights.dtype, device=weights.device))
     except (RuntimeError, ValueError, TypeError) as error:
-        raise UserError(f'{type(network).__name__} cannot read inputs of shape {tuple(in_shape)}: {str(error).splitlines()[0]}') from None
+        raise UserError(f'{type(network).__name__} cannot read inputs of shape {tuple(in_shape)}: '
+                        f'{str(error).splitlines()[0]}') from None
     finally:
         for m, training in modes: m.training = training
     if not isinstance(out, Tensor) or out.shape[:1] != (2,):
-        raise UserError(f'{type(network).__name__} must map (B, ...) to (B, ...), got {getattr(out, "shape", type(out).__name__)}')
+        raise UserError(f'{type(network).__name__} must map (B, ...) to (B, ...), got '
+                        f'{getattr(out, "shape", type(out).__name__)}')
     return tuple(out.shape[1:])
 
 # %% ../nbs/02_models.ipynb #730aba1e
@@ -114,7 +125,8 @@ class Energy(nn.Module):
     in_shape = None  # of one input, where it is known
 
     def energy(self, x: Tensor) -> Tensor:
-        "E(x) = -log p(x) up to a constant: `(B, *in_shape)` -> (B,); raises ValueError on inputs of another shape or scale."
+        """E(x) = -log p(x) up to a constant: `(B, *in_shape)` -> (B,); raises ValueError on inputs of another shape or
+        scale."""
         return self(check_inputs(self, x))
 
 def energy_function(
@@ -128,7 +140,8 @@ def energy_function(
 class CEBM(Energy):
     """A conjugate energy-based model, -E(x, z) = <t(x), eta(z)> + log p(z | lambda), over images x and latents z.
 
-    Images (B, C, H, W) with values in [-1, 1], or vectors (B, D); latents (B, dim). With a `MixturePrior` it is a GMM-CEBM.
+    Images (B, C, H, W) with values in [-1, 1], or vectors (B, D); latents (B, dim). With a `MixturePrior` it is a
+    GMM-CEBM.
     Wu et al. 2021, https://arxiv.org/abs/2106.13798."""
 
     def __init__(self,
@@ -164,7 +177,8 @@ def responsibilities(self: CEBM, x: Tensor) -> Tensor:
 
 @patch
 def encode(self: CEBM, x: Tensor) -> Tensor:
-    "The representation of an image, its posterior mean, or what that would be with a single standard prior where there is a mixture: `(B, *in_shape)` -> (B, dim)."
+    """The representation of an image, its posterior mean, or what that would be with a single standard prior where
+    there is a mixture: `(B, *in_shape)` -> (B, dim)."""
     return self.prior.encode(self.suff_stats(check_inputs(self, x)))
 
 # %% ../nbs/02_models.ipynb #762af734
@@ -196,7 +210,8 @@ class IGEBM(Energy):
     ):
         super().__init__()
         if features < 1: raise UserError(f'features must be at least 1, got {features}')
-        self.encoder, self.in_shape = encoder, getattr(encoder, 'in_shape', None) if in_shape is None else tuple(in_shape)
+        self.encoder, self.in_shape = encoder, getattr(encoder, 'in_shape',
+                                                       None) if in_shape is None else tuple(in_shape)
         if self.in_shape is None: raise UserError('in_shape is needed, the shape of one input such as (1, 28, 28)')
         self.head = nn.Sequential(nn.SiLU(), nn.Linear(output_shape(encoder, self.in_shape)[0], features), nn.SiLU())
         self.last = nn.Linear(features, 1)

@@ -28,7 +28,8 @@ def image_grid(
     pixels: int | None = None,  # screen pixels for each image pixel; by default so many that an image is about 56 high
 ) -> np.ndarray:  # uint8, (height, width, 3)
     "Images side by side with a thin border, as one array."
-    if images.dim() != 4 or not len(images): raise UserError(f'images must be (N, C, H, W) with N at least 1, got {tuple(images.shape)}')
+    if images.dim() != 4 or not len(images):
+        raise UserError(f'images must be (N, C, H, W) with N at least 1, got {tuple(images.shape)}')
     n, c, h, w = images.shape
     pixels = pixels or max(1, round(56 / h))
     columns = columns or math.ceil(math.sqrt(n))
@@ -59,7 +60,8 @@ def plot_rows(
     columns: list | None = None,  # a title for each column
 ) -> Figure:
     "Named rows of images."
-    if len({tuple(images.shape) for images in rows.values()}) != 1: raise UserError(f'rows must hold images of one shape, got {[tuple(images.shape) for images in rows.values()]}')
+    if len({tuple(images.shape) for images in rows.values()}) != 1:
+        raise UserError(f'rows must hold images of one shape, got {[tuple(images.shape) for images in rows.values()]}')
     grid, n = image_grid(torch.cat(list(rows.values())), len(next(iter(rows.values())))), len(rows)
     margin, top = 20 + 7 * max(map(len, rows)), 22 * bool(columns)
     width, height = grid.shape[1] + margin, grid.shape[0] + top
@@ -67,7 +69,8 @@ def plot_rows(
     ax = fig.add_axes((margin / width, 0, grid.shape[1] / width, grid.shape[0] / height))
     ax.imshow(grid, interpolation='nearest', aspect='auto')
     ax.set_yticks([(i + 0.5) * grid.shape[0] / n for i in range(n)], list(rows), fontsize=9)
-    ax.set_xticks([(i + 0.5) * grid.shape[1] / len(columns) for i in range(len(columns))] if columns else [], columns or [], fontsize=9)
+    ax.set_xticks([(i + 0.5) * grid.shape[1] / len(columns) for i in range(len(columns))] if columns else [], columns
+                  or [], fontsize=9)
     ax.xaxis.tick_top()
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
@@ -91,7 +94,8 @@ def _plot_energies(axes, metrics):
 def plot_training(
     metrics: pd.DataFrame,  # the metrics table of a run
 ) -> Figure:
-    "What training measured, over parameter updates: energies, gap and range of samples where there are energies, else a panel for each column."
+    """What training measured, over parameter updates: energies, gap and range of samples where there are energies, else
+    a panel for each column."""
     columns = [c for c in metrics.columns if c not in ('step', 'seconds', 'learning_rate', 'grad_norm')]
     energies = 'energy_data' in columns
     fig = Figure(figsize=(10, 2.6), layout='constrained')
@@ -111,13 +115,15 @@ def _line_styles(names, groups) -> dict:  # names to a colour and a label; of th
     colours = itertools.cycle(colormaps['tab20' if len(labels) > 10 else 'tab10'].colors)
     colour = {label: '0.4' if label == 'pixel' else next(colours) for label in labels}
     first = {label: name for name, label in reversed(groups.items())}
-    return {name: dict(color=colour[label], label=label if first[label] == name else None) for name, label in groups.items()}
+    return {name: dict(color=colour[label], label=label if first[label] == name else None)
+            for name, label in groups.items()}
 
 def _lines_axes(styles) -> tuple:  # a figure and axes for such lines, and a function that writes the names
     many = sum(style['label'] is not None for style in styles.values()) > 3
     fig = Figure(figsize=(5 + 2.5 * many, 3), layout='constrained')
     ax = fig.subplots()
-    return fig, ax, lambda: ax.legend(frameon=False, fontsize=8 if many else None, **dict(loc='center left', bbox_to_anchor=(1, 0.5)) if many else {})
+    return fig, ax, lambda: ax.legend(frameon=False, fontsize=8 if many
+                                      else None, **dict(loc='center left', bbox_to_anchor=(1, 0.5)) if many else {})
 
 def plot_few_label(
     records: list,  # the few-label records of eval.json
@@ -141,7 +147,7 @@ def plot_few_label(
 
 # %% ../nbs/10_plots.ipynb #a5ffd87d
 def plot_learning(
-    curves: dict,  # names to tables with the columns step and accuracy (a fraction), as `Validation` leaves them in health.csv
+    curves: dict,  # names to tables with the columns step and accuracy (a fraction), as in health.csv
     groups: dict | None = None,  # names that share a colour, to the name of their group; None: each has its own
 ) -> Figure:
     "Accuracy with ten labels a class, on training images that the classifier has not seen, along the runs."
@@ -168,7 +174,9 @@ def plot_confusion(
         matrix = np.asarray(matrix)
         ax.imshow(matrix, vmin=0, vmax=1, cmap='Blues')
         if n <= 12:
-            for i, j in np.argwhere(matrix >= 0.005): ax.text(j, i, f'{100 * matrix[i, j]:.0f}', ha='center', va='center', fontsize=7, color='w' if matrix[i, j] > 0.5 else 'k')
+            for i, j in np.argwhere(matrix >= 0.005):
+                ax.text(j, i, f'{100 * matrix[i, j]:.0f}', ha='center', va='center', fontsize=7, color='w'
+                        if matrix[i, j] > 0.5 else 'k')
         ax.set_xticks(range(n), class_names, rotation=90, fontsize=8)
         ax.set_yticks(range(n), class_names, fontsize=8)
         ax.set_title(f'{name}, mean of the diagonal {100 * np.trace(matrix) / n:.1f} %', fontsize=9)
@@ -176,7 +184,7 @@ def plot_confusion(
 
 # %% ../nbs/10_plots.ipynb #e28981d8
 def plot_scores(
-    scores: dict,  # a title for each panel, to a dict of a name for each set of images to its scores (N,); the first set is drawn filled
+    scores: dict,  # titles of panels, to names of sets of images, to scores (N,); the first set is drawn filled
 ) -> Figure:
     "Histograms of scores, a panel for each kind of score, a line for each set of images."
     fig = Figure(figsize=(4 * len(scores), 2.8), layout='constrained')
@@ -186,7 +194,8 @@ def plot_scores(
         low, high = max(low - room, every.min()), min(high + room, every.max())
         bins = np.linspace(low, high if high > low else low + 1, 50)
         for i, (name, values) in enumerate(sets.items()):
-            ax.hist(np.clip(values, bins[0], bins[-1]), bins, density=True, label=name, histtype='step' if i else 'stepfilled', alpha=1 if i else 0.4, color=f'C{i}')
+            ax.hist(np.clip(values, bins[0], bins[-1]), bins, density=True, label=name, histtype='step' if i
+                    else 'stepfilled', alpha=1 if i else 0.4, color=f'C{i}')
         ax.set_ylim(0, 2 * np.histogram(inner, bins, density=True)[0].max())
         ax.set_title(title, fontsize=10)
         ax.set_yticks([])

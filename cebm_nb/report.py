@@ -20,7 +20,8 @@ import numpy as np
 import pandas as pd
 
 from .data import load_data
-from .evaluation import evaluation_parts, evaluation_tables, few_label_table, neighbour_figures, ood_table, part_key, part_titles
+from .evaluation import (evaluation_parts, evaluation_tables, few_label_table, neighbour_figures, ood_table, part_key,
+                                part_titles)
 from .plots import plot_few_label, plot_learning, save_figure
 from .settings import MODELS, Config, UserError, extra, read_document
 from .storage import load_weights, read_json, save_weights, write_atomically
@@ -29,10 +30,14 @@ from .zoo import load_model, read_config
 # %% ../nbs/16_report.ipynb #00a8ead3
 published_labels = ('1', '10', '100', 'all')
 published = {  # accuracy in %, Wu et al. 2021, https://arxiv.org/abs/2106.13798
-    'mnist': {'VAE': (42, 85, 92, 95), 'GMM-VAE': (53, 86, 93, 97), 'BiGAN': (33, 67, 85, 91), 'IGEBM': (63, 89, 95, 97), 'CEBM': (67, 89, 95, 97), 'GMM-CEBM': (67, 91, 97, 98)},
-    'fashion-mnist': {'VAE': (41, 63, 72, 81), 'GMM-VAE': (49, 68, 79, 84), 'BiGAN': (46, 65, 75, 81), 'IGEBM': (50, 70, 79, 83), 'CEBM': (52, 70, 77, 83), 'GMM-CEBM': (52, 70, 80, 85)},
-    'cifar10': {'VAE': (16, 22, 31, 38), 'GMM-VAE': (19, 23, 33, 39), 'BiGAN': (18, 30, 43, 52), 'IGEBM': (16, 26, 33, 42), 'CEBM': (19, 30, 42, 53), 'GMM-CEBM': (16, 29, 42, 52)},
-    'svhn': {'VAE': (13, 13, 16, 36), 'GMM-VAE': (13, 14, 23, 56), 'BiGAN': (11, 20, 42, 56), 'IGEBM': (10, 16, 35, 49), 'CEBM': (12, 25, 48, 70), 'GMM-CEBM': (10, 17, 39, 60)},
+    'mnist': {'VAE': (42, 85, 92, 95), 'GMM-VAE': (53, 86, 93, 97), 'BiGAN': (33, 67, 85, 91),
+              'IGEBM': (63, 89, 95, 97), 'CEBM': (67, 89, 95, 97), 'GMM-CEBM': (67, 91, 97, 98)},
+    'fashion-mnist': {'VAE': (41, 63, 72, 81), 'GMM-VAE': (49, 68, 79, 84), 'BiGAN': (46, 65, 75, 81),
+                      'IGEBM': (50, 70, 79, 83), 'CEBM': (52, 70, 77, 83), 'GMM-CEBM': (52, 70, 80, 85)},
+    'cifar10': {'VAE': (16, 22, 31, 38), 'GMM-VAE': (19, 23, 33, 39), 'BiGAN': (18, 30, 43, 52),
+                'IGEBM': (16, 26, 33, 42), 'CEBM': (19, 30, 42, 53), 'GMM-CEBM': (16, 29, 42, 52)},
+    'svhn': {'VAE': (13, 13, 16, 36), 'GMM-VAE': (13, 14, 23, 56), 'BiGAN': (11, 20, 42, 56),
+             'IGEBM': (10, 16, 35, 49), 'CEBM': (12, 25, 48, 70), 'GMM-CEBM': (10, 17, 39, 60)},
 }
 
 def published_table(
@@ -40,7 +45,8 @@ def published_table(
 ) -> pd.DataFrame:  # empty where nothing was published
     "The paper's few-label accuracies on a data set, in per cent."
     rows = published.get('svhn' if data == 'svhn-extra' else data, {})
-    return pd.DataFrame([[str(v) for v in values] for values in rows.values()], [f'{name}, published' for name in rows], list(published_labels))
+    return pd.DataFrame([[str(v) for v in values] for values in rows.values()],
+                        [f'{name}, published' for name in rows], list(published_labels))
 
 # %% ../nbs/16_report.ipynb #c00a94a5
 @dataclass
@@ -63,20 +69,24 @@ class EvaluatedRun:
     def versions(self) -> dict: return self.config['run'].get('versions') or {}
 
 def _run_folder(folder):  # which run an evaluated folder belongs to
-    while not (folder / 'config.json').is_file() and (folder.name == 'best' or folder.name.startswith('on-')): folder = folder.parent
+    while not (folder / 'config.json').is_file() and (folder.name == 'best' or folder.name.startswith('on-')):
+        folder = folder.parent
     return folder
 
 def read_run(folder: Path) -> EvaluatedRun:
-    "An evaluated run; raises ValueError or FileNotFoundError where it is none, or its data have changed since training."
+    """An evaluated run; raises ValueError or FileNotFoundError where it is none, or its data have changed since
+    training."""
     config, path = read_config(_run_folder(folder)), folder / 'eval.json'
-    if not path.is_file(): raise FileNotFoundError(f'{str(folder)!r} has no eval.json; evaluate it with: cebm eval {folder}')
+    if not path.is_file():
+        raise FileNotFoundError(f'{str(folder)!r} has no eval.json; evaluate it with: cebm eval {folder}')
     try:
         result = read_json(path)
         for part in evaluation_parts: result[part_key(part)]
         if result['data'] == config['data'] and result['fingerprint'] != config['run']['data']:
             raise UserError(f'{path} is of other images than those that {config["data"]} had in training')
         return EvaluatedRun(folder, config, result)
-    except (KeyError, TypeError) as error: raise UserError(f'{path} is damaged, it has no {error}; evaluate again with: cebm eval {folder}') from None
+    except (KeyError, TypeError) as error:
+        raise UserError(f'{path} is damaged, it has no {error}; evaluate again with: cebm eval {folder}') from None
 
 def read_runs(
     folders: list,  # run folders
@@ -86,7 +96,8 @@ def read_runs(
     names = [(run.config['model'], run.result['data']) for run in runs]
     for run, name in zip(runs, names): run.title = name[0] if names.count(name) == 1 else f'{name[0]} ({run.name})'
     if len({(run.title, run.result['data']) for run in runs}) < len(runs):
-        raise UserError(f'runs must be different folders with different names, got {", ".join(str(run.folder) for run in runs)}')
+        raise UserError(f'runs must be different folders with different names, got '
+                        f'{", ".join(str(run.folder) for run in runs)}')
     return runs
 
 # %% ../nbs/16_report.ipynb #cad8dd1a
@@ -98,7 +109,8 @@ def flat(
     found = {}
     for name, value in document.items():
         group = '' if name in ('settings', 'options', 'budget') else f'{prefix}{name}.'
-        found |= flat(value, group) if isinstance(value, dict) and name != 'encoder_options' else {f'{prefix}{name}'.replace('_', '-'): value}
+        if isinstance(value, dict) and name != 'encoder_options': found |= flat(value, group)
+        else: found[f'{prefix}{name}'.replace('_', '-')] = value
     return found
 
 def command_line(
@@ -110,7 +122,8 @@ def command_line(
         group, _, last = name.rpartition('.')
         if value is True: return f'--{name}'
         if value is False: return f'--{group}{"." * bool(group)}no-{last}'
-        if isinstance(value, dict): return f'--{name} ' + ' '.join(shlex.quote(str(v)) for pair in value.items() for v in pair)
+        if isinstance(value, dict):
+            return f'--{name} ' + ' '.join(shlex.quote(str(v)) for pair in value.items() for v in pair)
         return f'--{name} {"none" if value is None else shlex.quote(str(value))}'
     return ' '.join([program, *(typed(name, value) for name, value in words.items())])
 
@@ -140,8 +153,11 @@ def merge_results(
         for run in runs:
             for r in run.result[key]:
                 if r['representation'] in _floors:
-                    which = tuple((k, v) for k, v in r.items() if k in ('labels_per_class', 'clusters') or isinstance(v, str))
-                    if floors.setdefault(which, r) != r: notes[f'{run.title}: its row for {r["representation"]} in {key} differs from that of an earlier run; the two were not evaluated in the same way'] = True
+                    which = tuple((k, v) for k, v in r.items() if k in ('labels_per_class', 'clusters')
+                                  or isinstance(v, str))
+                    if floors.setdefault(which, r) != r:
+                        notes[f'{run.title}: its row for {r["representation"]} in {key} differs from that of an '
+                              f'earlier run; the two were not evaluated in the same way'] = True
                 else: others.append(r | dict(representation=run.title))
         merged[key] = [*floors.values(), *others]
     return merged, list(notes)
@@ -152,9 +168,12 @@ def markdown_table(
 ) -> str:
     "A data frame as a table in Markdown, its index as the first column."
     def line(cells): return '| ' + ' | '.join(str(cell).replace('|', r'\|') for cell in cells) + ' |'
-    return '\n'.join([line(['', *table.columns]), line(['---'] * (len(table.columns) + 1)), *(line([name, *row]) for name, row in zip(table.index, table.values))])
+    return '\n'.join([line(['', *table.columns]), line(['---'] * (len(table.columns) + 1)),
+                      *(line([name, *row]) for name, row in zip(table.index, table.values))])
 
-_style = 'body{font:16px/1.5 sans-serif;max-width:70em;margin:2em auto;padding:0 1em}table{border-collapse:collapse;font-size:90%}td,th{border-bottom:1px solid #ddd;padding:.2em .7em;text-align:left}img{max-width:100%}'
+_style = """body{font:16px/1.5 sans-serif;max-width:70em;margin:2em auto;padding:0 1em}
+table{border-collapse:collapse;font-size:90%}td,th{border-bottom:1px solid #ddd;padding:.2em .7em;text-align:left}
+img{max-width:100%}"""
 
 def as_html(
     text: str,  # Markdown
@@ -171,9 +190,10 @@ def runs_table(
     "What was trained, how long, where, and by which command."
     def row(run):
         done, c = run.finished, run.config
-        return {'updates': f"{done['updates']:,}" if done else '', 'minutes': f"{done['seconds'] / 60:.1f}" if done else '',
-                'ended': done.get('status', ''), 'rollbacks': str(len(c['run'].get('rollbacks', []))), 'seed': str(c.get('seed', '')),
-                'device': c['run'].get('device', ''), 'commit': run.versions.get('commit') or '', 'command': f'`{training_command(c)}`'}
+        updates, minutes = (f"{done['updates']:,}", f"{done['seconds'] / 60:.1f}") if done else ('', '')
+        return dict(updates=updates, minutes=minutes, ended=done.get('status', ''), seed=str(c.get('seed', '')),
+                    rollbacks=str(len(c['run'].get('rollbacks', []))), device=c['run'].get('device', ''),
+                    commit=run.versions.get('commit') or '', command=f'`{training_command(c)}`')
     return pd.DataFrame.from_dict({run.title: row(run) for run in runs}, orient='index')
 
 def machines(
@@ -191,12 +211,16 @@ def records_table(
     "The records of a part as a long table, with what the run was; the published few-label figures at its end."
     def about(run):
         done, config = run.finished, run.config
-        return dict(data=run.result['data'], run=run.name, model=config['model'], seed=config.get('seed'), updates=done.get('updates'),
-                    minutes=round(done['seconds'] / 60, 1) if done else None, commit=run.versions.get('commit'), command=training_command(config))
-    rows = [about(run) | {k: v for k, v in r.items() if not isinstance(v, (list, dict))} for run in runs for r in run.result[part_key(part)]]
+        return dict(data=run.result['data'], run=run.name, model=config['model'], seed=config.get('seed'),
+                    updates=done.get('updates'),
+                    minutes=round(done['seconds'] / 60, 1) if done else None, commit=run.versions.get('commit'),
+                    command=training_command(config))
+    rows = [about(run) | {k: v for k, v in r.items() if not isinstance(v, (list, dict))} for run in runs
+            for r in run.result[part_key(part)]]
     for data in dict.fromkeys(run.result['data'] for run in runs if part == 'few-label'):
         for name, values in published.get('svhn' if data == 'svhn-extra' else data, {}).items():
-            rows += [dict(data=data, model=name, representation=f'{name}, published', labels_per_class=n, accuracy_mean=v / 100) for n, v in zip(published_labels, values)]
+            rows += [dict(data=data, model=name, representation=f'{name}, published', labels_per_class=n,
+                          accuracy_mean=v / 100) for n, v in zip(published_labels, values)]
     return pd.DataFrame(rows)
 
 # %% ../nbs/16_report.ipynb #3505c08e
@@ -219,8 +243,10 @@ def seeds_table(
         values = {}
         for run in same:
             for r in run.result['few_label']:
-                if r['representation'] != 'pixel': values.setdefault(str(r['labels_per_class']), []).append(100 * r['accuracy_mean'])
-        rows[name] = {n: f'{np.mean(v):.1f}' + (f' ± {np.std(v, ddof=1):.1f}' if len(v) > 1 else '') for n, v in values.items()}
+                if r['representation'] != 'pixel':
+                    values.setdefault(str(r['labels_per_class']), []).append(100 * r['accuracy_mean'])
+        rows[name] = {n: f'{np.mean(v):.1f}' + (f' ± {np.std(v, ddof=1):.1f}' if len(v) > 1 else '')
+                      for n, v in values.items()}
     return pd.DataFrame.from_dict(rows, orient='index').fillna('')
 
 # %% ../nbs/16_report.ipynb #a7fde5b6
@@ -229,8 +255,10 @@ def section_figures(
     merged: dict,  # their records, from `merge_results`
     root: str | Path | None = None,  # folder with downloaded data
 ) -> dict:  # parts, to file stems and figures
-    "Learning curves, accuracies, and neighbours where the data can be read and all runs were asked for the same queries."
-    figures, records, groups = {}, merged['neighbours'], {run.title: name for name, same in group_seeds(runs).items() for run in same}
+    """Learning curves, accuracies, and neighbours where the data can be read and all runs were asked for the same
+    queries."""
+    figures, records, groups = {}, merged['neighbours'], {run.title: name for name, same in group_seeds(runs).items()
+                                                          for run in same}
     curves = {run.title: pd.read_csv(path) for run in runs if (path := run.folder / 'health.csv').is_file()}
     curves = {title: table for title, table in curves.items() if len(table) > 1 and table.accuracy.notna().any()}
     if curves: figures['learning'] = {'learning': plot_learning(curves, groups)}
@@ -245,8 +273,10 @@ def run_pictures(
     run: EvaluatedRun,
 ) -> dict:  # parts, to a list of picture files
     "The pictures of a single run that a report shows."
-    patterns = {'ood': ['ood'], 'samples': ['eval_samples_*', 'chain_way', 'chain_energies'], 'conditional': ['filled', 'cleaned', 'given_latents', 'traversals']}
-    found = {part: [path for pattern in names for path in sorted((run.folder / 'figures').glob(f'{pattern}.png'))] for part, names in patterns.items()}
+    patterns = {'ood': ['ood'], 'samples': ['eval_samples_*', 'chain_way', 'chain_energies'],
+                'conditional': ['filled', 'cleaned', 'given_latents', 'traversals']}
+    found = {part: [path for pattern in names for path in sorted((run.folder / 'figures').glob(f'{pattern}.png'))]
+             for part, names in patterns.items()}
     return {part: paths for part, paths in found.items() if run.result[part_key(part)]}
 
 # %% ../nbs/16_report.ipynb #da98d7b0
@@ -255,20 +285,31 @@ def _tables(part, merged, data):
     if table is None: return []
     if part == 'few-label': table = pd.concat([table, published_table(data)]).fillna('')
     lines = [f'{part_titles[part]}.', markdown_table(table)]
-    if part == 'ood': lines += ['AUPR in %, the test images as the positive class.', markdown_table(ood_table(merged, 'aupr')), 'FPR at 95 % TPR in %, lower is better.', markdown_table(ood_table(merged, 'fpr95'))]
-    if part == 'samples' and merged['samples'][0].get('feature_accuracy'): lines.append(f'The features are those of a small classifier, right on {100 * merged["samples"][0]["feature_accuracy"]:.1f} % of the test images.')
-    if part == 'few-label' and len(published_table(data)): lines.append('Published rows: Wu et al. 2021, arXiv 2106.13798; after 150 to 200 epochs on a GPU.')
+    if part == 'ood':
+        lines += ['AUPR in %, the test images as the positive class.', markdown_table(ood_table(merged, 'aupr')),
+                  'FPR at 95 % TPR in %, lower is better.', markdown_table(ood_table(merged, 'fpr95'))]
+    if part == 'samples' and merged['samples'][0].get('feature_accuracy'):
+        lines.append(f'The features are those of a small classifier, right on '
+                     f'{100 * merged["samples"][0]["feature_accuracy"]:.1f} % of the test images.')
+    if part == 'few-label' and len(published_table(data)):
+        lines.append('Published rows: Wu et al. 2021, arXiv 2106.13798; after 150 to 200 epochs on a GPU.')
     return lines
 
 def _section(runs, out, root, with_pictures):
     data, first = runs[0].result['data'], runs[0].result
     merged, notes = merge_results(runs)
-    figures, slug = section_figures(runs, merged, root) if with_pictures else {}, ''.join(c if c.isalnum() else '-' for c in data)
-    lines = [f'## {data}', f'{first["train_images"]:,} training and {first["test_images"]:,} test images. {machines(runs)}', markdown_table(runs_table(runs))]
+    figures, slug = section_figures(runs, merged, root) if with_pictures else {}, ''.join(c if c.isalnum() else '-'
+        for c in data)
+    lines = [f'## {data}', f'{first["train_images"]:,} training and {first["test_images"]:,} test images. '
+             f'{machines(runs)}', markdown_table(runs_table(runs))]
     if 'learning' in figures:
         save_figure(figures.pop('learning')['learning'], out / 'figures' / f'{slug}-learning.png')
-        lines += ['Accuracy along each run, on training images held out from a classifier with ten labels a class (`health.csv`); no test image is used.', f'![learning curves on {data}](figures/{slug}-learning.png)']
-    if len(found := seeds_table(runs)): lines += ['Over seeds: the mean of the few-label accuracies in %, ± the standard deviation between runs that differ only in their seed.', markdown_table(found)]
+        lines += ['Accuracy along each run, on training images held out from a classifier with ten labels a class '
+                  '(`health.csv`); no test image is used.',
+                  f'![learning curves on {data}](figures/{slug}-learning.png)']
+    if len(found := seeds_table(runs)):
+        lines += ['Over seeds: the mean of the few-label accuracies in %, ± the standard deviation between runs that '
+                  'differ only in their seed.', markdown_table(found)]
     for part in evaluation_parts:
         found = _tables(part, merged, data)
         pictures = {run.title: run_pictures(run).get(part, []) for run in runs} if with_pictures else {}
@@ -289,17 +330,22 @@ def _section(runs, out, root, with_pictures):
 # %% ../nbs/16_report.ipynb #26cf3220
 def write_report(
     folders: list,  # run folders, evaluated
-    out: str | Path = 'report',  # folder of the page; report.md, report.html and a CSV file for each part; those of before are replaced
+    out: str | Path = 'report',  # folder of report.md, report.html and a CSV file for each part; all are replaced
     title: str = 'Conjugate energy-based models and baselines',  # of the page
     root: str | Path | None = None,  # folder with downloaded data
     pictures: bool = True,  # tables and pictures, or tables only
 ) -> Path:  # the HTML page
-    "Lay evaluated runs side by side, a section for each data set; raises ValueError or FileNotFoundError on folders that are no evaluated runs."
+    """Lay evaluated runs side by side, a section for each data set; raises ValueError or FileNotFoundError on folders
+    that are no evaluated runs."""
     runs, out = read_runs(folders), Path(out)
-    if out.exists() and not out.is_dir(): raise FileExistsError(f'{str(out)!r} is a file; choose another folder for the report')
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f'{str(out)!r} is a file; choose another folder for the report')
     out.mkdir(parents=True, exist_ok=True)
-    lines = [f'# {title}', 'Every number was computed by `cebm eval` on the test images of the data set that heads its section, with the pixels beside it, except rows marked as published, which are quoted. A blank was not run, or is explained at the end of its section.']
-    for data in dict.fromkeys(run.result['data'] for run in runs): lines += _section([run for run in runs if run.result['data'] == data], out, root, pictures)
+    lines = [f'# {title}', 'Every number was computed by `cebm eval` on the test images of the data set that heads '
+             'its section, with the pixels beside it, except rows marked as published, which are quoted. A blank was '
+                 'not run, or is explained at the end of its section.']
+    for data in dict.fromkeys(run.result['data'] for run in runs):
+        lines += _section([run for run in runs if run.result['data'] == data], out, root, pictures)
     text = '\n\n'.join(lines) + '\n'
     for part in evaluation_parts:
         path = out / f'{part_key(part)}.csv'
@@ -315,13 +361,18 @@ def make_card(
     limits: str,  # what the model should not be used for, in a sentence or two
     licence: str = 'Apache 2.0',  # of the weights
 ) -> dict:
-    "What is known about a trained model, as a plain record: data, command, machine, accuracies, detection, limits, licence."
+    """What is known about a trained model, as a plain record: data, command, machine, accuracies, detection, limits,
+    licence."""
     config, done = run.config, run.finished
-    few = [{k: r[k] for k in ('representation', 'labels_per_class', 'accuracy_mean', 'accuracy_sd', 'draws', 'converged')} for r in run.result['few_label']]
+    few = [{k: r[k] for k in ('representation', 'labels_per_class', 'accuracy_mean', 'accuracy_sd', 'draws',
+                              'converged')} for r in run.result['few_label']]
     ood = [{k: r[k] for k in ('representation', 'score', 'outside', 'auroc')} for r in run.result['ood']]
     best = load_weights(_run_folder(run.folder) / 'best.safetensors')[1]['step'] if run.folder.name == 'best' else None
-    return dict(model=config['model'], data=run.result['data'], train_images=run.result['train_images'], test_images=run.result['test_images'], command=training_command(config), updates=done.get('updates'), best=best,
-                minutes=round(done['seconds'] / 60, 1) if done else None, versions=run.versions, few_label=few, ood=ood, limits=limits, licence=licence)
+    return dict(model=config['model'], data=run.result['data'], train_images=run.result['train_images'],
+                test_images=run.result['test_images'], command=training_command(config), updates=done.get('updates'),
+                best=best,
+                minutes=round(done['seconds'] / 60, 1) if done else None, versions=run.versions, few_label=few,
+                ood=ood, limits=limits, licence=licence)
 
 # %% ../nbs/16_report.ipynb #9a394fb6
 def card_text(
@@ -330,14 +381,19 @@ def card_text(
 ) -> str:
     "A card as Markdown."
     shape = f"{card['model']}, trained without labels on the {card['train_images']:,} training images of {card['data']}: `{card['command']}`, {card['updates']:,} updates in {card['minutes']} minutes"
-    if card['best']: shape += f"; of these the model at update {card['best']:,}, which labels of training images have chosen"
-    lines = [f'# {name}', f"{shape} ({card['versions'].get('machine') or 'machine not noted'}; commit {card['versions'].get('commit') or 'not noted'}).",
-             f"Use: `load_model('{name}')`, then `encode(x)`, and `energy(x)` and `posterior(x)` where the model has them.",
+    if card['best']:
+        shape += f"; of these the model at update {card['best']:,}, which labels of training images have chosen"
+    lines = [f'# {name}', f"{shape} ({card['versions'].get('machine') or 'machine not noted'}; commit "
+             f"{card['versions'].get('commit') or 'not noted'}).",
+             f"Use: `load_model('{name}')`, then `encode(x)`, and `energy(x)` and `posterior(x)` where the model has "
+                 f"them.",
              f"{part_titles['few-label']}; {card['test_images']:,} test images.", markdown_table(few_label_table(card))]
     if card['ood']:
         rows = {}
-        for r in card['ood']: rows.setdefault(f"{r['representation']}, {r['score']}", {})[r['outside']] = f"{100 * r['auroc']:.1f}"
-        lines += ['AUROC in % of test images against out-of-distribution images.', markdown_table(pd.DataFrame.from_dict(rows, orient='index').fillna(''))]
+        for r in card['ood']:
+            rows.setdefault(f"{r['representation']}, {r['score']}", {})[r['outside']] = f"{100 * r['auroc']:.1f}"
+        lines += ['AUROC in % of test images against out-of-distribution images.',
+                  markdown_table(pd.DataFrame.from_dict(rows, orient='index').fillna(''))]
     return '\n\n'.join([*lines, f"Limits: {card['limits']}", f"Licence of the weights: {card['licence']}."]) + '\n'
 
 # %% ../nbs/16_report.ipynb #1525ae29
@@ -348,11 +404,13 @@ def pack_model(
     which: str = 'last',  # or 'best', evaluated with --which best
     licence: str = 'Apache 2.0',  # of the weights
 ) -> Path:
-    "Write a trained model as one file that `load_model` reads, with its card; raises ValueError or FileNotFoundError on a folder that is no evaluated run."
+    """Write a trained model as one file that `load_model` reads, with its card; raises ValueError or FileNotFoundError
+    on a folder that is no evaluated run."""
     path, folder = Path(path), Path(folder)
     if path.suffix != '.safetensors': raise UserError(f'path must end in .safetensors, got {str(path)!r}')
     run = read_runs([folder / 'best' if which == 'best' else folder])[0]
-    if not run.finished: raise UserError(f'{str(folder)!r} has not been trained to an end; go on with: cebm train --resume {folder}')
+    if not run.finished:
+        raise UserError(f'{str(folder)!r} has not been trained to an end; go on with: cebm train --resume {folder}')
     card, model = make_card(run, limits, licence), load_model(folder, which=which)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_weights(path, model.state_dict(), dict(model=model.config, card=card))

@@ -35,11 +35,13 @@ def encode_images(
     device: str = 'auto',  # where to compute
     method: str = 'encode',  # of the model; 'responsibilities' gives the components of a mixture
 ) -> np.ndarray:  # float32, (N, D)
-    "Representations of all images; raises ValueError if the model is for images of another shape or its representations are not finite."
+    """Representations of all images; raises ValueError if the model is for images of another shape or its
+    representations are not finite."""
     device = pick_device(device)
     model = channels_last(model.eval().to(device))
     with exact_convolutions(device): features = images.map(getattr(model, method), device, batch_size).float().numpy()
-    if not np.isfinite(features).all(): raise UserError('the model gives representations that are not finite; it has diverged')
+    if not np.isfinite(features).all():
+        raise UserError('the model gives representations that are not finite; it has diverged')
     return features
 
 # %% ../nbs/11_representation.ipynb #b57f6c19
@@ -81,7 +83,8 @@ def choose_penalty(
     folds = StratifiedKFold(min(3, fewest), shuffle=True, random_state=0)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', ConvergenceWarning)  # the few that are not there after 500 iterations are near enough to be compared
-        search = GridSearchCV(LogisticRegression(max_iter=500), dict(C=list(candidates)), cv=folds, refit=False).fit(np.asarray(features, np.float64), labels)
+        search = GridSearchCV(LogisticRegression(max_iter=500), dict(C=list(candidates)), cv=folds,
+                              refit=False).fit(np.asarray(features, np.float64), labels)
     return float(search.best_params_['C'])
 
 # %% ../nbs/11_representation.ipynb #8ef44280
@@ -94,7 +97,8 @@ def balanced_draw(
     rng, out = np.random.default_rng(seed), []
     for c in np.unique(labels):
         members = np.flatnonzero(labels == c)
-        if len(members) < per_class: raise UserError(f'class {c} has {len(members)} images, fewer than the {per_class} labels asked for')
+        if len(members) < per_class:
+            raise UserError(f'class {c} has {len(members)} images, fewer than the {per_class} labels asked for')
         out.append(rng.choice(members, per_class, replace=False))
     return np.concatenate(out)
 
@@ -117,12 +121,15 @@ def few_label(
         if n != 'all' and n > most: continue
         seeds = [None] if n == 'all' else list(range(draws))
         picks = [slice(None) if seed is None else balanced_draw(train_labels, n, seed) for seed in seeds]
-        with threadpool_limits(1 if train_features[picks[0]].size < 1_000_000 else None):  # small fits lose more to threads than they gain
+        with threadpool_limits(1 if train_features[picks[0]].size < 1_000_000
+                               else None):  # small fits lose more to threads than they gain
             penalties = [choose_penalty(train_features[pick], train_labels[pick]) for pick in picks]
             fits = [fit_classifier(train_features[pick], train_labels[pick], c) for pick, c in zip(picks, penalties)]
         accuracies = [float(c.score(test_features, test_labels)) for c, _ in fits]
-        records.append(dict(labels_per_class=n, accuracy_mean=float(np.mean(accuracies)), accuracy_sd=float(np.std(accuracies, ddof=1)) if len(seeds) > 1 else 0.,
-                            accuracies=accuracies, draws=len(seeds), seeds=seeds, inverse_penalties=penalties, converged=all(ok for _, ok in fits)))
+        records.append(dict(labels_per_class=n, accuracy_mean=float(np.mean(accuracies)),
+                            accuracy_sd=float(np.std(accuracies, ddof=1)) if len(seeds) > 1 else 0.,
+                            accuracies=accuracies, draws=len(seeds), seeds=seeds, inverse_penalties=penalties,
+                            converged=all(ok for _, ok in fits)))
     return records
 
 # %% ../nbs/11_representation.ipynb #b77887d7
@@ -139,7 +146,8 @@ def agreement(
 ) -> dict:  # agreement (a fraction), confusion (classes, classes) as lists, rows the classes of the queries
     "How often a neighbour is of the query's class, and which classes are taken for which."
     classes = np.arange(max(labels.max(), found.max()) + 1)
-    return dict(agreement=float(np.mean(labels == found)), confusion=confusion_matrix(labels, found, labels=classes, normalize='true').tolist())
+    return dict(agreement=float(np.mean(labels == found)), confusion=confusion_matrix(labels, found, labels=classes,
+        normalize='true').tolist())
 
 # %% ../nbs/11_representation.ipynb #33be34db
 def first_of_each_class(
@@ -157,7 +165,8 @@ def neighbour_record(
     device: str = 'auto',  # where to compute
 ) -> dict:  # representation, agreement and confusion (None without labels), queries and neighbours (positions)
     "Nearest training images of the test images in one representation."
-    found, _ = nearest_neighbours(encode_images(model, data.test, device=device), encode_images(model, data.train, device=device))
+    found, _ = nearest_neighbours(encode_images(model, data.test, device=device),
+                                  encode_images(model, data.train, device=device))
     labelled = data.train.labels is not None and data.test.labels is not None
     scores = agreement(data.test.labels.numpy(), data.train.labels.numpy()[found]) if labelled else dict(agreement=None, confusion=None)
     queries = first_of_each_class(data.test)
@@ -178,7 +187,8 @@ def cluster_scores(
 ) -> dict:  # used (clusters with an image), accuracy, nmi, ari
     "How well clusters agree with classes."
     return dict(used=len(np.unique(clusters)), accuracy=matched_accuracy(labels, clusters),
-                nmi=float(normalized_mutual_info_score(labels, clusters)), ari=float(adjusted_rand_score(labels, clusters)))
+                nmi=float(normalized_mutual_info_score(labels, clusters)),
+                ari=float(adjusted_rand_score(labels, clusters)))
 
 # %% ../nbs/11_representation.ipynb #7702a7f0
 def component_record(
@@ -190,7 +200,8 @@ def component_record(
     "Clusters of the test images by the most probable component of a mixture."
     shares = encode_images(model, data.test, device=device, method='responsibilities')
     if shares.shape[1] == 1: return {}
-    return dict(representation=name, method='components', clusters=shares.shape[1]) | cluster_scores(data.test.labels.numpy(), shares.argmax(1))
+    return dict(representation=name, method='components',
+                clusters=shares.shape[1]) | cluster_scores(data.test.labels.numpy(), shares.argmax(1))
 
 def kmeans_record(
     model: nn.Module,  # with `encode`
@@ -203,4 +214,5 @@ def kmeans_record(
     "Clusters of the test images by k-means on their representations, fitted to the training images."
     fitted = KMeans(clusters, n_init=4, random_state=seed).fit(encode_images(model, data.train, device=device))
     found = fitted.predict(encode_images(model, data.test, device=device))
-    return dict(representation=name, method='k-means', clusters=clusters) | cluster_scores(data.test.labels.numpy(), found)
+    return dict(representation=name, method='k-means', clusters=clusters) | cluster_scores(data.test.labels.numpy(),
+        found)

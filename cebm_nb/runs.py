@@ -56,8 +56,10 @@ class Checkpoints:
         self.path('new').replace(self.path('state'))
 
     def newest(self) -> tuple:  # tensors, record, the file, and what was wrong with newer ones
-        "Read the newest checkpoint that is whole; raises FileNotFoundError where there is none, ValueError where all are damaged."
-        present, wrong = [self.path(name) for name in ('new', 'state', 'previous', 'healthy') if self.path(name).is_file()], []
+        """Read the newest checkpoint that is whole; raises FileNotFoundError where there is none, ValueError where all
+        are damaged."""
+        present, wrong = [self.path(name) for name in ('new', 'state', 'previous', 'healthy')
+                          if self.path(name).is_file()], []
         if not present: raise FileNotFoundError(f'{self.folder} holds no checkpoint, so there is nothing to go on from')
         if present[0].stem in ('previous', 'healthy'): wrong.append(f'{self.path("state")} is missing')
         for path in present:
@@ -87,17 +89,21 @@ class Run:
     ) -> 'Run':
         "A run from its folder; raises FileNotFoundError or ValueError with a word on what is wrong."
         folder = Path(folder)
-        return cls(folder, load_model(folder, model, which=which), _read_metrics(folder / 'metrics.csv'), read_config(folder))
+        return cls(folder, load_model(folder, model, which=which), _read_metrics(folder / 'metrics.csv'),
+                   read_config(folder))
 
     @property
     def name(self) -> str: return self.config['model']
 
     @property
     def chains(self) -> Tensor:
-        "The chains of the replay buffer past their burn-in, as training left them: (N, C, H, W); FileNotFoundError without."
+        """The chains of the replay buffer past their burn-in, as training left them: (N, C, H, W); FileNotFoundError
+        without."""
         try: tensors = Checkpoints(self.folder / 'checkpoint').newest()[0]
-        except FileNotFoundError: raise FileNotFoundError(f'{str(self.folder)!r} holds no chains, its checkpoint is missing') from None
-        if 'chains' not in tensors: raise FileNotFoundError(f'{str(self.folder)!r} holds no chains, its model is not an energy-based one')
+        except FileNotFoundError:
+            raise FileNotFoundError(f'{str(self.folder)!r} holds no chains, its checkpoint is missing') from None
+        if 'chains' not in tensors:
+            raise FileNotFoundError(f'{str(self.folder)!r} holds no chains, its model is not an energy-based one')
         return tensors['chains'][tensors['ages'] >= self.config['settings']['buffer']['burn_in']]
 
     def resume(self, **options) -> 'Run':
@@ -114,7 +120,8 @@ def load_run(folder: str | Path, which: str = 'last', model: nn.Module | None = 
 # %% ../nbs/19_runs.ipynb #66a3b81d
 class _Progress:  # the bar: how far, and the last measurements
     def __init__(self, show):
-        self.bar = tqdm(total=100, unit='%', disable=not show, bar_format='{l_bar}{bar}| {elapsed}<{remaining} {postfix}')
+        self.bar = tqdm(total=100, unit='%', disable=not show,
+                        bar_format='{l_bar}{bar}| {elapsed}<{remaining} {postfix}')
 
     def __call__(self, trainer, used):
         if trainer.step % 10 != 1 and used < 1: return
@@ -134,7 +141,8 @@ class Saver:
         self.last, self.saved = time.monotonic(), None
 
     def __call__(self, trainer: Trainer, used: float):
-        if trainer.step % self.healthy_every == 0 and not trainer.trouble(1.): self.checkpoints.write(trainer, 'healthy')
+        if trainer.step % self.healthy_every == 0 and not trainer.trouble(1.):
+            self.checkpoints.write(trainer, 'healthy')
         if time.monotonic() - self.last > self.config['save_every']:
             trainer.refresh_average()
             self.save(trainer)
@@ -142,7 +150,8 @@ class Saver:
     def save(self, trainer: Trainer, status: str | None = None):
         "Write checkpoint, model and record now."
         self.checkpoints.save(trainer)
-        save_weights(self.folder / 'model.safetensors', trainer.average.state_dict(), dict(model=getattr(trainer.model, 'config', None)))
+        save_weights(self.folder / 'model.safetensors', trainer.average.state_dict(),
+                     dict(model=getattr(trainer.model, 'config', None)))
         self.record(trainer, status)
         self.last, self.saved = time.monotonic(), trainer.step
 
@@ -193,7 +202,8 @@ def _stop_on_signal():
         arrived.append(number)
         signal.signal(number, previous[number])
     numbers = [signal.SIGINT, signal.SIGTERM]
-    if hasattr(signal, 'SIGHUP') and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN: numbers.append(signal.SIGHUP)  # nohup ignores it
+    if hasattr(signal, 'SIGHUP') and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)  # nohup ignores it
     previous = {number: signal.signal(number, note) for number in numbers}
     try: yield lambda: bool(arrived)
     finally:
@@ -208,7 +218,8 @@ def new_run_folder(
     if out is not None:
         out = Path(out)
         if out.exists() and (not out.is_dir() or any(path.name != '.run.lock' for path in out.iterdir())):
-            raise FileExistsError(f'{str(out)!r} exists and is not empty; choose another --out, or continue the run there with --resume')
+            raise FileExistsError(f'{str(out)!r} exists and is not empty; choose another --out, or continue the run '
+                                  f'there with --resume')
         return out
     taken = 1
     while (folder := Path('runs') / f'{stem}-{taken}').exists(): taken += 1
@@ -219,14 +230,17 @@ def machine() -> str:
     "The processor, torch's threads and version, and the GPU if there is one, in words."
     try: lines = Path('/proc/cpuinfo').read_text().splitlines()
     except OSError: lines = []
-    model = next((line.split(':')[1].strip() for line in lines if line.startswith('model name')), platform.processor() or platform.machine())
+    model = next((line.split(':')[1].strip() for line in lines if line.startswith('model name')), platform.processor()
+                 or platform.machine())
     threads, gpu = torch.get_num_threads(), [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
     return ', '.join([model, f'{threads} thread{"s" * (threads > 1)}', f'torch {torch.__version__}', *gpu])
 
 def source_commit() -> str | None:
-    "The git commit of the checkout of this package, with a plus where files differ from it; None where it was installed."
+    """The git commit of the checkout of this package, with a plus where files differ from it; None where it was
+    installed."""
     here = Path(importlib.import_module('cebm_nb').__file__).parent
-    def git(*words): return subprocess.run(['git', '-C', here, *words], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    def git(*words): return subprocess.run(['git', '-C', here, *words], capture_output=True, text=True, check=True,
+                                           timeout=10).stdout.strip()
     try:
         git('ls-files', '--error-unmatch', '__init__.py')  # or the package lies in somebody else's repository
         return git('describe', '--always', '--exclude=*', '--abbrev=10', '--dirty=+')
@@ -234,7 +248,8 @@ def source_commit() -> str | None:
 
 def versions() -> dict:
     "What a run was made with."
-    return dict(cebm_nb=__version__, commit=source_commit(), torch=torch.__version__, python=platform.python_version(), machine=machine())
+    return dict(cebm_nb=__version__, commit=source_commit(), torch=torch.__version__, python=platform.python_version(),
+                machine=machine())
 
 # %% ../nbs/19_runs.ipynb #02dd6ce1
 def as_data(
@@ -294,17 +309,20 @@ def train(
     if isinstance(model, str): model = create_model(model, data.in_shape, seed, **options or {})
     name, presets = getattr(model, 'config', {}).get('name', type(model).__name__), model_presets(model)
     chosen = change(presets[check_name('preset', preset, list(presets))], settings)
-    config = Config(named or data.name, name, preset, seed, Budget(steps, epochs, minutes), device, precision, image_size, save_every, validate_every)
+    config = Config(named or data.name, name, preset, seed, Budget(steps, epochs, minutes), device, precision,
+                    image_size, save_every, validate_every)
     folder = new_run_folder(out, f'{file_name(config.data)}-{name}-{preset}-s{seed}')
     own = dict(sampler=sampler, objective=objective)
     trainer = make_trainer(model, data, chosen, config, **own)
     run = dict(in_shape=list(data.in_shape), data=data.fingerprint, device=str(trainer.device), versions=versions(),
-               own={k: getattr(v, '__name__', type(v).__name__) for k, v in own.items() if v}, rollbacks=[], finished=None)
+               own={k: getattr(v, '__name__', type(v).__name__) for k, v in own.items() if v}, rollbacks=[],
+               finished=None)
     made = {k: v for k, v in getattr(model, 'config', {}).items() if k not in ('name', 'in_shape', 'seed')}
     document = asdict(replace(config, settings=chosen)) | dict(options=made, run=run)
     folder.mkdir(parents=True, exist_ok=True)
     with write_lock(folder):
-        if (folder / 'config.json').exists(): raise FileExistsError(f'another process has begun a run in {str(folder)!r} just now; choose another --out')
+        if (folder / 'config.json').exists():
+            raise FileExistsError(f'another process has begun a run in {str(folder)!r} just now; choose another --out')
         write_json(folder / 'config.json', document)
         return _fit(trainer, config.budget, folder, document, progress, callbacks)
 
@@ -313,7 +331,8 @@ def make_trainer(model, data, settings, config, **own) -> Trainer:
     "The trainer of a model for a run; raises ValueError where sampler or objective are given to one that has none."
     given = {k: v for k, v in own.items() if v is not None}
     cls = trainer_class(model)
-    if given and not issubclass(cls, EnergyTrainer): raise UserError(f'{" and ".join(given)} are for models with an energy, {config.model} has none')
+    if given and not issubclass(cls, EnergyTrainer):
+        raise UserError(f'{" and ".join(given)} are for models with an energy, {config.model} has none')
     return cls(model, data, settings, config.seed, config.device, config.precision, **given)
 
 # %% ../nbs/19_runs.ipynb #af0cadd8
@@ -335,13 +354,15 @@ def _fit(trainer, budget, folder, config, progress, callbacks=()) -> Run:
                           f'Make room and go on with: cebm train --resume {folder}') from None
         finally: bar.bar.close()
     if status == 'interrupted':
-        print(f'Interrupted after {trainer.step} updates; everything is saved in {folder}. Go on with: cebm train --resume {folder}')
+        print(f'Interrupted after {trainer.step} updates; everything is saved in {folder}. Go on with: cebm train '
+              f'--resume {folder}')
     return Run(folder, trainer.average.eval(), pd.DataFrame(trainer.rows), read_config(folder))
 
 # %% ../nbs/19_runs.ipynb #8de22333
 def _same_run(config, record, path):
     before = record.get('config') or {}
-    different = [key for key in before if before[key] != config.get(key) and key not in ('budget', 'run', 'save_every', 'validate_every', 'device', 'precision')]
+    different = [key for key in before if before[key] != config.get(key)
+                 and key not in ('budget', 'run', 'save_every', 'validate_every', 'device', 'precision')]
     words = ', '.join(f'{k} is {config.get(k)!r}, it was {before[k]!r}' for k in different)
     if different: raise UserError(f'{path} was changed since its checkpoint was made: {words}')
 
@@ -353,10 +374,12 @@ def run_data(
     "The data of a run; raises ValueError where they are not, or no longer, those that it was trained on."
     if data is None:
         try: data = load_data(config['data'], root, config['image_size'])
-        except (ValueError, FileNotFoundError) as error: raise type(error)(f'{error}; the run was trained on {config["data"]!r}: pass data= if it is your own') from None
+        except (ValueError, FileNotFoundError) as error:
+            raise type(error)(f'{error}; the run was trained on {config["data"]!r}: pass data= if it is your own') from None
     if data.fingerprint != config['run']['data']:
         raise UserError(f'these data are not those of the run: {data} has the fingerprint {data.fingerprint}, '
-                         f'{config["data"]!r} had {config["run"]["data"]}; pass data=, or evaluate on others with --data')
+                         f'{config["data"]!r} had {config["run"]["data"]}; pass data=, or evaluate on others with '
+                             f'--data')
     return data
 
 # %% ../nbs/19_runs.ipynb #c8a023e3
@@ -388,9 +411,11 @@ def resume(
             plain = {k: v for k, v in document.items() if k not in ('run', 'options', 'settings', 'budget')}
             budget, settings = Budget(**document['budget']), change(model_presets(model)['paper'], document['settings'])
             config = Config(**plain | dict(device=device or document['device']))
-        except (KeyError, TypeError, ValueError) as error: raise UserError(f'{folder / "config.json"} lacks what a resume needs: {error}') from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f'{folder / "config.json"} lacks what a resume needs: {error}') from None
         trainer = make_trainer(model, run_data(document, data, root), settings, config, **own)
-        if not trainer.load_state(tensors, record, str(path)): print(f'The noise goes on as that of {trainer.device}, not as on the device before')
+        if not trainer.load_state(tensors, record, str(path)):
+            print(f'The noise goes on as that of {trainer.device}, not as on the device before')
         for word in wrong: print(f'{word}. Going on from {path.name}, update {trainer.step}')
         if not steps is epochs is minutes is None: budget = Budget(steps, epochs, minutes)
         document['run'] |= dict(finished=None)

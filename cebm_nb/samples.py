@@ -40,9 +40,11 @@ def start_of_chains(
     generator: torch.Generator,  # where the noise and the choice come from
 ) -> Tensor:  # (n, C, H, W)
     "Where n chains begin; raises ValueError when the buffer has fewer, FileNotFoundError when the run has none."
-    if check_name('start', start, ['buffer', 'noise']) == 'noise': return ReplayBuffer(n, run.config['run']['in_shape'], generator=generator).chains
+    if check_name('start', start, ['buffer', 'noise']) == 'noise':
+        return ReplayBuffer(n, run.config['run']['in_shape'], generator=generator).chains
     chains = run.chains
-    if n > len(chains): raise UserError(f'n must be at most {len(chains)}, the chains in the buffer, got {n}; start from noise for more')
+    if n > len(chains):
+        raise UserError(f'n must be at most {len(chains)}, the chains in the buffer, got {n}; start from noise for more')
     return chains[torch.randperm(len(chains), generator=generator)[:n]]
 
 # %% ../nbs/13_samples.ipynb #7d30a470
@@ -61,9 +63,11 @@ def training_kernel(
     run,  # a trained run of an energy-based model
     steps: int,  # how many of its steps
 ) -> Callable:
-    "The sampler that a model was trained with, with another number of steps; raises ValueError where it was one of yours."
+    """The sampler that a model was trained with, with another number of steps; raises ValueError where it was one of
+    yours."""
     if own := run.config['run'].get('own', {}).get('sampler'):
-        raise UserError(f'{str(run.folder)!r} was trained with a sampler of yours, {own}; call it with FrozenEnergy(run.model)')
+        raise UserError(f'{str(run.folder)!r} was trained with a sampler of yours, {own}; call it with '
+                        f'FrozenEnergy(run.model)')
     settings = replace(SamplerSettings(**run.config['settings']['sampler']), steps=steps)
     return SAMPLERS.find(settings.name)(settings)
 
@@ -83,11 +87,14 @@ def sample_images(
     seed: int = 0,  # of the noise and the choice of chains, or of the latents
     device: str = 'auto',  # where to compute
 ) -> Tensor:  # (n, C, H, W), about in [-1, 1]
-    "Draw images from a trained model; raises ValueError on impossible numbers, FileNotFoundError when the run has no buffer."
+    """Draw images from a trained model; raises ValueError on impossible numbers, FileNotFoundError when the run has no
+    buffer."""
     if n < 1: raise UserError(f'n must be at least 1, got {n}')
     device = pick_device(device)
     if hasattr(run.model, 'sample'):
-        if steps is not None or start is not None: raise UserError(f'steps and start are for models with an energy; {run.config["model"]} has a generator and draws images at once')
+        if steps is not None or start is not None:
+            raise UserError(f'steps and start are for models with an energy; {run.config["model"]} has a generator '
+                            f'and draws images at once')
         return generated_images(run.model, n, seed, device)
     kernel = training_kernel(run, 500 if steps is None else steps)
     x = start_of_chains(run, n, start or 'buffer', torch.Generator().manual_seed(seed))
@@ -102,7 +109,8 @@ def follow_chains(
     generator: torch.Generator | None = None,  # where the noise comes from; on the device of x0
 ) -> tuple:  # images at each mark (list of (B, ...)), energies (B, len(marks)) as an array
     "Run chains and look at them at the marks."
-    if not marks or list(marks) != sorted(set(marks)) or marks[0] < 0: raise UserError(f'marks must rise from 0 or more, got {list(marks)}')
+    if not marks or list(marks) != sorted(set(marks)) or marks[0] < 0:
+        raise UserError(f'marks must rise from 0 or more, got {list(marks)}')
     x, done, images, energies = x0, 0, [], []
     for mark in marks:
         if mark > done: x = replace(kernel, steps=mark - done)(energy, x, generator)
@@ -127,22 +135,26 @@ def chain_paths(
     seed: int = 0,  # of the starts and of the noise in the steps
     device: str = 'auto',  # where to compute
 ) -> ChainPaths:
-    "Chains from noise and, where the run has a buffer, from the buffer; raises ValueError if steps is not a multiple of every."
+    """Chains from noise and, where the run has a buffer, from the buffer; raises ValueError if steps is not a multiple
+    of every."""
     if steps < every or steps % every: raise UserError(f'steps must be a multiple of {every}, got {steps}')
-    device, starts = pick_device(device), {'noise': start_of_chains(run, n, 'noise', torch.Generator().manual_seed(seed))}
+    device, starts = pick_device(device), {'noise': start_of_chains(run, n, 'noise',
+        torch.Generator().manual_seed(seed))}
     try: starts['buffer'] = start_of_chains(run, min(n, len(run.chains)), 'buffer', torch.Generator().manual_seed(seed))
     except FileNotFoundError: pass
     paths = ChainPaths(list(range(0, steps + 1, every)), {}, {})
     for i, (start, x) in enumerate(starts.items()):
         energy, noise = ready_to_sample(run, device), torch.Generator(device).manual_seed(seed + 1 + i)
-        paths.images[start], paths.energies[start] = follow_chains(energy, training_kernel(run, 1), x.to(device), paths.marks, noise)
+        paths.images[start], paths.energies[start] = follow_chains(energy, training_kernel(run, 1), x.to(device),
+            paths.marks, noise)
     return paths
 
 # %% ../nbs/13_samples.ipynb #34abdc97
 def _arviz():  # takes seconds to import, and wants a folder for its cache
     try: return extra('arviz', 'eval')
     except OSError:
-        with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, XDG_CACHE_HOME=folder): return extra('arviz', 'eval')
+        with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, XDG_CACHE_HOME=folder):
+            return extra('arviz', 'eval')
 
 def chain_diagnostics(
     energies: np.ndarray,  # (chains, draws); the first half of the draws is left out
@@ -178,7 +190,8 @@ def kernel_distance(
     second: np.ndarray,  # features, (M, D)
 ) -> float:
     "Unbiased estimate of the squared maximum mean discrepancy under a cubic kernel."
-    def kernel(a, b): return polynomial_kernel(np.asarray(a, np.float64), np.asarray(b, np.float64), degree=3, coef0=1)  # gamma is 1 / D by default
+    def kernel(a, b): return polynomial_kernel(np.asarray(a, np.float64), np.asarray(b, np.float64), degree=3,
+                                               coef0=1)  # gamma is 1 / D by default
     def within(a):
         k = kernel(a, a)
         return (k.sum() - np.trace(k)) / (len(a) * (len(a) - 1))
@@ -229,13 +242,16 @@ def train_features(
     optimiser = torch.optim.AdamW(net.parameters(), lr=2e-3)
     for _ in range(steps):
         pick = torch.randint(len(data.train), (128,), generator=generator)
-        with mixed_precision(device): loss = F.cross_entropy(net(data.train.serve(pick, device=device)), data.train.labels[pick].to(device))
+        with mixed_precision(device):
+            loss = F.cross_entropy(net(data.train.serve(pick, device=device)), data.train.labels[pick].to(device))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
     net.eval()
-    if data.test.labels is not None: net.accuracy = float((data.test.map(net, device=device).argmax(1) == data.test.labels).float().mean())
-    net.head.weight.data *= (scale := float(features_of(net, data.train.serve(slice(2000))).std()))  # the logits stay what they are
+    if data.test.labels is not None:
+        net.accuracy = float((data.test.map(net, device=device).argmax(1) == data.test.labels).float().mean())
+    net.head.weight.data *= (scale := float(features_of(net,
+                                                        data.train.serve(slice(2000))).std()))  # the logits stay what they are
     net.scale = scale
     return net
 
@@ -260,11 +276,14 @@ class InceptionFeatures(nn.Module):
         return self.net(((x.clamp(-1, 1) + 1) * 127.5).round().byte().expand(-1, 3, -1, -1))[0]
 
 def inception_features() -> InceptionFeatures | None:
-    "The network, or None where torch-fidelity or its weights are not at hand; raises ValueError on a file that holds something else."
+    """The network, or None where torch-fidelity or its weights are not at hand; raises ValueError on a file that holds
+    something else."""
     if not inception_file().is_file(): return None
     try: return InceptionFeatures(inception_file()).eval()
     except ImportError: return None
-    except (RuntimeError, UnpicklingError, EOFError) as error: raise UserError(f'{inception_file()} does not hold the weights of Inception ({str(error).splitlines()[0]}); remove it') from None
+    except (RuntimeError, UnpicklingError, EOFError) as error:
+        raise UserError(f'{inception_file()} does not hold the weights of Inception ({str(error).splitlines()[0]}); '
+                        f'remove it') from None
 
 # %% ../nbs/13_samples.ipynb #5f927829
 def real_halves(
@@ -298,7 +317,8 @@ def distance_records(
     "Distances of samples to held-out images, with the distance of two halves of those as the floor."
     real, other = real_halves(data, most)
     noise = ReplayBuffer(len(real), data.in_shape, generator=torch.Generator().manual_seed(0)).chains
-    rows, records = [('real', 'other half of the test images', other), ('noise', 'uniform noise', noise), *((name, what, images[:len(real)]) for what, images in sets.items())], []
+    rows, records = [('real', 'other half of the test images', other), ('noise', 'uniform noise', noise),
+                     *((name, what, images[:len(real)]) for what, images in sets.items())], []
     for who, what, images in rows:
         record = dict(representation=who, images=what, number=len(images), feature_accuracy=net.accuracy)
         for ending, judge in {'': net, '_inception': inception}.items():

@@ -67,7 +67,8 @@ ENCODERS = Registry('encoder', conv='cebm_nb.encoders:ConvEncoder', residual='ce
                     mlp='cebm_nb.encoders:MLPEncoder')
 SAMPLERS = Registry('sampler', sgld='cebm_nb.sgld:SGLD.from_settings')
 DATA_SETS = Registry('data set', **{name: f'cebm_nb.data:{name.replace("-", "_")}' for name in
-    ('mnist-5k', 'digits', 'digits-m', 'fashion-mnist', 'mnist', 'emnist-digits', 'cifar10', 'svhn', 'svhn-extra', 'dtd')})
+    ('mnist-5k', 'digits', 'digits-m', 'fashion-mnist', 'mnist', 'emnist-digits', 'cifar10', 'svhn', 'svhn-extra',
+     'dtd')})
 
 # %% ../nbs/03_settings.ipynb #bd6919bb
 def check_types(
@@ -76,7 +77,8 @@ def check_types(
     "Raises UserError with the name of the first field that is not of its type."
     for f in fields(settings):
         value, wanted = getattr(settings, f.name), f.type
-        if is_dataclass(wanted) or not isinstance(wanted, type) and type(None) not in getattr(wanted, '__args__', ()): continue
+        if is_dataclass(wanted) or not isinstance(wanted, type) and type(None) not in getattr(wanted, '__args__', ()):
+            continue
         allowed = wanted | int if isinstance(1., wanted) else wanted
         if not isinstance(value, allowed) or isinstance(value, bool) and wanted is not bool:
             raise UserError(f'{f.name} must be {getattr(wanted, "__name__", wanted)}, got {value!r}')
@@ -90,12 +92,14 @@ def check_numbers(
     "Raises UserError with the first field out of its range; infinity and not-a-number are out of every range."
     for name in positive.split():
         value = getattr(settings, name)
-        if value is not None and not 0 < value < math.inf: raise UserError(f'{name} must be positive and finite, got {value}')
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f'{name} must be positive and finite, got {value}')
     for name in not_negative.split():
         if not 0 <= getattr(settings, name) < math.inf:
             raise UserError(f'{name} must not be negative, and finite, got {getattr(settings, name)}')
     for name in fraction.split():
-        if not 0 <= getattr(settings, name) <= 1: raise UserError(f'{name} must be from 0 to 1, got {getattr(settings, name)}')
+        if not 0 <= getattr(settings, name) <= 1:
+            raise UserError(f'{name} must be from 0 to 1, got {getattr(settings, name)}')
 
 # %% ../nbs/03_settings.ipynb #aa58bb73
 @dataclass(frozen=True)
@@ -169,7 +173,8 @@ class EnergySettings(Settings):
         super().__post_init__()
         check_numbers(self, 'max_gap', 'data_noise energy_penalty')
         if self.batch_size > self.buffer.size:
-            raise UserError(f'batch_size must not be larger than buffer.size, got {self.batch_size} and {self.buffer.size}')
+            raise UserError(f'batch_size must not be larger than buffer.size, got {self.batch_size} and '
+                            f'{self.buffer.size}')
 
 @dataclass(frozen=True)
 class AdversarialSettings(Settings):
@@ -212,7 +217,8 @@ energy_presets = dict(
 
 vae_presets = dict(
     paper=Settings(default_epochs=200, optimiser=OptimiserSettings(learning_rate=1e-4)),
-    cpu=Settings(default_epochs=100, optimiser=OptimiserSettings(learning_rate=1e-3, warmup=100, cosine=True, average=0.999)),
+    cpu=Settings(default_epochs=100, optimiser=OptimiserSettings(learning_rate=1e-3, warmup=100, cosine=True,
+        average=0.999)),
     smoke=Settings(batch_size=16, default_epochs=0.2, optimiser=OptimiserSettings(learning_rate=1e-3)))
 
 bigan_presets = dict(

@@ -25,7 +25,8 @@ def _gradient(energy, x) -> Tensor:  # of the sum of energies; from the energy i
 class SGLD(SamplerSettings):
     """Stochastic gradient Langevin dynamics: x <- x - (step_size / 2) grad E(x) + noise_std * N(0, I).
 
-    The defaults are those of Wu et al. 2021, https://arxiv.org/abs/2106.13798. Raises ValueError on impossible settings."""
+    The defaults are those of Wu et al. 2021, https://arxiv.org/abs/2106.13798. Raises ValueError on impossible
+    settings."""
 
     def __call__(self,
         energy: Callable,  # from (B, ...) to (B,), differentiable, or with a `value_and_gradient`
@@ -50,7 +51,8 @@ class SGLD(SamplerSettings):
 class ReplayBuffer:
     """Chains that persist between updates of the model; each draw restarts some of them from uniform noise on [-1, 1].
 
-    Raises ValueError on settings that make no sense, on a shape or device that cannot be, and on draws larger than the buffer."""
+    Raises ValueError on settings that make no sense, on a shape or device that cannot be, and on draws larger than the
+    buffer."""
 
     def __init__(self,
         size: int,  # number of chains
@@ -96,7 +98,8 @@ def draw(self: ReplayBuffer,
     generator: torch.Generator | None = None,  # on the buffer's device
 ) -> tuple:  # positions in the buffer (n,), and chains (n, *shape)
     "Draw n different chains, some of them restarted."
-    if not 1 <= n <= len(self): raise UserError(f'cannot draw {n} chains from a buffer of {len(self)}; take a batch of 1 to {len(self)}')
+    if not 1 <= n <= len(self):
+        raise UserError(f'cannot draw {n} chains from a buffer of {len(self)}; take a batch of 1 to {len(self)}')
     device, s = self.chains.device, self.settings
     index = torch.randperm(max(n, self.used), generator=generator, device=device)[:n]
     self.drawn += n

@@ -25,7 +25,8 @@ def write_atomically(
     path: Path,  # the file to be
     write,  # a function that is given a temporary path beside it and writes that
 ):
-    "Write a file as a whole or not at all: to a temporary name, onto the disk, then rename. Raises OSError where that fails."
+    """Write a file as a whole or not at all: to a temporary name, onto the disk, then rename. Raises OSError where that
+    fails."""
     path = Path(path)
     temporary = path.with_name(f'.{path.name}.part')
     try:
@@ -73,7 +74,8 @@ def save_weights(
     tensors: dict,  # names to tensors
     record: dict | None = None,  # what else the file is to hold, as for JSON
 ):
-    "Write tensors and a record to a safetensors file with a checksum, as a whole or not at all; raises OSError on a full disk."
+    """Write tensors and a record to a safetensors file with a checksum, as a whole or not at all; raises OSError on a
+    full disk."""
     tensors, text = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, json.dumps(record or {})
     data = save(tensors, dict(format=str(file_format), record=text, sha256=checksum(tensors, text)))
     write_atomically(path, lambda p: p.write_bytes(data))
@@ -81,7 +83,8 @@ def save_weights(
 def load_weights(
     path: Path,  # a file of `save_weights`, or any other .safetensors file
 ) -> tuple:  # names to tensors, and the record
-    "Read tensors and their record; raises FileNotFoundError, or ValueError if the file is damaged or of a later format."
+    """Read tensors and their record; raises FileNotFoundError, or ValueError if the file is damaged or of a later
+    format."""
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f'{path} is missing')
     try:
@@ -89,14 +92,17 @@ def load_weights(
         tensors = load(data)
         about = json.loads(data[8:8 + int.from_bytes(data[:8], 'little')]).get('__metadata__', {})
         return tensors, _record(about, tensors)
-    except (SafetensorError, ValueError) as error: raise UserError(f'{path} is damaged or foreign: {first_line(error)}') from None
+    except (SafetensorError, ValueError) as error:
+        raise UserError(f'{path} is damaged or foreign: {first_line(error)}') from None
 
 def _record(about, tensors):
     ours = about.keys() & {'format', 'record', 'sha256'}
     if not ours: return {}
     if len(ours) < 3: raise UserError(f'its header has only {", ".join(sorted(ours))} of format, record and sha256')
-    if about['format'] != str(file_format): raise UserError(f'its format is {about["format"]!r}, this version reads {file_format}')
-    if about['sha256'] != checksum(tensors, about['record']): raise UserError('its checksum does not agree with its contents')
+    if about['format'] != str(file_format):
+        raise UserError(f'its format is {about["format"]!r}, this version reads {file_format}')
+    if about['sha256'] != checksum(tensors, about['record']):
+        raise UserError('its checksum does not agree with its contents')
     return json.loads(about['record'])
 
 # %% ../nbs/17_storage.ipynb #ba039d25
@@ -128,6 +134,8 @@ def write_lock(
     "Holds the right to write into a run folder; raises BlockingIOError while another process has it."
     lock = FileLock(Path(folder) / f'.{what}.lock', timeout=0)
     try: lock.acquire()
-    except Timeout: raise BlockingIOError(f'{str(folder)!r} is being written by another process; wait for its end, or choose another --out') from None
+    except Timeout:
+        raise BlockingIOError(f'{str(folder)!r} is being written by another process; wait for its end, or choose '
+                              f'another --out') from None
     try: yield
     finally: lock.release()

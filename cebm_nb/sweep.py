@@ -31,11 +31,13 @@ from .storage import write_json, write_lock
 
 # %% ../nbs/22_sweep.ipynb #ced0c5d3
 def experiments_folder() -> Path:
-    "The folder with the experiment notebooks and the grids that come with this package; raises FileNotFoundError where it is missing."
+    """The folder with the experiment notebooks and the grids that come with this package; raises FileNotFoundError
+    where it is missing."""
     package = Path(importlib.import_module('cebm_nb').__file__).parent
     for folder in (package.parent / 'nbs' / 'experiments', package / 'experiments'):
         if (folder / 'train.ipynb').is_file(): return folder
-    raise FileNotFoundError(f'the experiment notebooks are missing, neither {package.parent / "nbs" / "experiments"} nor {package / "experiments"} has them; install cebm_nb again')
+    raise FileNotFoundError(f'the experiment notebooks are missing, neither {package.parent / "nbs" / "experiments"} '
+                            f'nor {package / "experiments"} has them; install cebm_nb again')
 
 def grid_names() -> list:
     "The grids that come with this package."
@@ -68,12 +70,14 @@ def _rows(block):
     if tag is not None and not str(tag).replace('-', '').replace('_', '').replace('.', '').isalnum():
         raise UserError(f'tag must be letters, digits and dashes, got {tag!r}')
     budget = {word: block.pop(word) for word in _budgets if word in block}
-    rest = {k: v for k, v in block.items() if k not in (*_axes, 'tag', 'root')} | (dict(budget=budget) if budget else {})
+    rest = {k: v for k, v in block.items() if k not in (*_axes, 'tag', 'root')} | (dict(budget=budget) if budget
+        else {})
     lists = [v if isinstance(v := block.get(axis, usual), list) else [v] for axis, usual in _axes.items()]
     for data, model, seed in product(*lists):
         document = dict(data=check_data_name(data), model=model, seed=seed) | rest
         read_document(document)  # what cannot be trained is told here
-        yield Row('-'.join([file_name(str(data)), str(model), f's{seed}', *([str(tag)] if tag else [])]), document, block.get('root'))
+        yield Row('-'.join([file_name(str(data)), str(model), f's{seed}', *([str(tag)] if tag else [])]), document,
+                  block.get('root'))
 
 # %% ../nbs/22_sweep.ipynb #0fdab45c
 def read_grid(
@@ -81,23 +85,31 @@ def read_grid(
 ) -> Grid:
     "The grid in a file or of a name; raises FileNotFoundError, or ValueError with the file and what is wrong in it."
     path = Path(source)
-    if path.suffix not in ('.yaml', '.yml'): path = experiments_folder() / f'{check_name("grid", str(source), grid_names() + ["a .yaml file"])}.yaml'
-    if not path.is_file(): raise FileNotFoundError(f'no grid {str(path)!r}; the grids that come with the package are {", ".join(grid_names())}')
+    if path.suffix not in ('.yaml', '.yml'):
+        path = experiments_folder() / f'{check_name("grid", str(source), grid_names() + ["a .yaml file"])}.yaml'
+    if not path.is_file():
+        raise FileNotFoundError(f'no grid {str(path)!r}; the grids that come with the package are '
+                                f'{", ".join(grid_names())}')
     try:
         found = yaml.safe_load(path.read_text())
-        if not isinstance(found, dict) or not isinstance(found.get('grids'), list): raise UserError('it must have a list named grids')
+        if not isinstance(found, dict) or not isinstance(found.get('grids'), list):
+            raise UserError('it must have a list named grids')
         for word in found: check_name('word', word, ['grids', 'out', 'title', 'parts', 'draws'])
         rows = [row for block in found.pop('grids') for row in _rows(block)]
         grid = Grid(rows, **dict(out=f'runs/{path.stem}') | found)
         for word in ('out', 'title'):
-            if not isinstance(getattr(grid, word), str) or not getattr(grid, word): raise UserError(f'{word} must be text, got {getattr(grid, word)!r}')
+            if not isinstance(getattr(grid, word), str) or not getattr(grid, word):
+                raise UserError(f'{word} must be text, got {getattr(grid, word)!r}')
         if not isinstance(grid.parts, list): raise UserError(f'parts must be a list, got {grid.parts!r}')
         for part in grid.parts: check_name('part', part, evaluation_parts)
-        if not isinstance(grid.draws, int) or grid.draws < 1: raise UserError(f'draws must be at least 1, got {grid.draws}')
+        if not isinstance(grid.draws, int) or grid.draws < 1:
+            raise UserError(f'draws must be at least 1, got {grid.draws}')
         names = [row.name for row in rows]
-        if twice := sorted({name for name in names if names.count(name) > 1}): raise UserError(f'several rows are named {", ".join(twice)}; give each block a tag')
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise UserError(f'several rows are named {", ".join(twice)}; give each block a tag')
         if not rows: raise UserError('it has no rows')
-    except (yaml.YAMLError, ValueError, TypeError) as error: raise UserError(f'{path}: {" ".join(str(error).split())}') from None
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        raise UserError(f'{path}: {" ".join(str(error).split())}') from None
     return grid
 
 # %% ../nbs/22_sweep.ipynb #4e3aff8c
@@ -140,7 +152,9 @@ def claim_rows(
     out, wanted = Path(grid.out), {row.name: row.document for row in grid.rows}
     before = _json(out / 'sweep.json')
     changed = [name for name, parameters in wanted.items() if (out / name).exists() and before.get(name) != parameters]
-    if changed: raise UserError(f'{", ".join(str(out / name) for name in changed)} was begun with other settings than the grid now has; choose another out, or remove what is no longer wanted')
+    if changed:
+        raise UserError(f'{", ".join(str(out / name) for name in changed)} was begun with other settings than the '
+                        f'grid now has; choose another out, or remove what is no longer wanted')
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / 'sweep.json', before | wanted)
 
@@ -167,10 +181,12 @@ def run_notebook(
     "Run one of the experiment notebooks under papermill; an error in a cell is returned, not raised."
     papermill = extra('papermill', 'experiments')  # imports half of Jupyter, so not before it is needed
     out.parent.mkdir(parents=True, exist_ok=True)
-    options = dict(progress_bar=show_progress, cwd=os.getcwd(), kernel_name='python3', extra_arguments=['--IPKernelApp.log_level=50'])
+    options = dict(progress_bar=show_progress, cwd=os.getcwd(), kernel_name='python3',
+                   extra_arguments=['--IPKernelApp.log_level=50'])
     try: papermill.execute_notebook(str(experiments_folder() / f'{name}.ipynb'), str(out), parameters, **options)
     except papermill.PapermillExecutionError as error: return f'{error.ename}: {" ".join(str(error.evalue).split())}'
-    except Exception as error: return f'{type(error).__name__}: {" ".join(str(error).split())[:300]}'  # a kernel that died has many ways to say so
+    except Exception as error:
+        return f'{type(error).__name__}: {" ".join(str(error).split())[:300]}'  # a kernel that died has many ways to say so
 
 # %% ../nbs/22_sweep.ipynb #977e2a52
 class _Kernels:  # what to give the notebook that runs in the n-th place: its part of the cores, and a GPU
@@ -199,17 +215,22 @@ class _Sweep:  # what is waiting, what failed, and a method for each of the thre
         self.grid, self.out, self.tell, self.failures, self.lock = grid, Path(grid.out), tell, {}, threading.Lock()
         self.root = dict(root=str(root) if root else None)
         self.waiting = {}  # data sets, to the names of their rows that are not done with training
-        for row in grid.rows: self.waiting.setdefault(row.document['data'], set()).update([] if is_trained(self.out / row.name) else [row.name])
+        for row in grid.rows:
+            self.waiting.setdefault(row.document['data'], set()).update([] if is_trained(self.out / row.name)
+                else [row.name])
 
-    def run(self, name, parameters, stem): return run_notebook(name, self.root | parameters, self.out / 'notebooks' / f'{stem}.ipynb')
+    def run(self, name, parameters, stem): return run_notebook(name, self.root | parameters,
+        self.out / 'notebooks' / f'{stem}.ipynb')
 
     def train(self, row, place):
         self.tell(f'{row.name}: training')
-        wrong = self.run('train', place | dict(document=row.document, out=str(self.out / row.name)) | (dict(root=row.root) if row.root else {}), f'{row.name}-train')
+        wrong = self.run('train', place | dict(document=row.document, out=str(self.out / row.name))
+                         | (dict(root=row.root) if row.root else {}), f'{row.name}-train')
         if not wrong and not is_trained(self.out / row.name): wrong = 'it was interrupted'
         if wrong: self.failures[row.name] = wrong
         done = _finished(self.out / row.name)
-        self.tell(f'{row.name}: {wrong}' if wrong else f'{row.name}: trained, {done["updates"]:,} updates in {done["seconds"] / 60:.1f} minutes')
+        self.tell(f'{row.name}: {wrong}' if wrong else f'{row.name}: trained, {done["updates"]:,} updates in '
+                  f'{done["seconds"] / 60:.1f} minutes')
         data = row.document['data']
         with self.lock:  # two may end at the same moment, and one of them is the last
             self.waiting[data].discard(row.name)
@@ -219,18 +240,22 @@ class _Sweep:  # what is waiting, what failed, and a method for each of the thre
 # %% ../nbs/22_sweep.ipynb #2eeebb23
 @patch
 def evaluate(self: _Sweep, data, place):  # whatever of this data set is trained and not evaluated
-    rows = [row for row in self.grid.rows if row.document['data'] == data and is_trained(self.out / row.name) and missing_parts(self.out / row.name, self.grid.parts, self.grid.draws)]
+    rows = [row for row in self.grid.rows if row.document['data'] == data and is_trained(self.out / row.name)
+            and missing_parts(self.out / row.name, self.grid.parts, self.grid.draws)]
     if not rows: return
     self.tell(f'{data}: evaluating {len(rows)} {"run" if len(rows) == 1 else "runs"}')
-    wrong = self.run('evaluate', dict(runs=[str(self.out / row.name) for row in rows], parts=self.grid.parts, draws=self.grid.draws) | place, f'{file_name(str(data))}-evaluate')
+    wrong = self.run('evaluate', dict(runs=[str(self.out / row.name) for row in rows], parts=self.grid.parts,
+                                      draws=self.grid.draws) | place, f'{file_name(str(data))}-evaluate')
     if wrong: self.failures[data] = wrong
     self.tell(f'{data}: {wrong or "evaluated"}')
 
 @patch
 def report(self: _Sweep):  # of the runs that have all parts
-    done = [str(self.out / row.name) for row in self.grid.rows if is_trained(self.out / row.name) and not missing_parts(self.out / row.name, self.grid.parts, self.grid.draws)]
+    done = [str(self.out / row.name) for row in self.grid.rows if is_trained(self.out / row.name)
+            and not missing_parts(self.out / row.name, self.grid.parts, self.grid.draws)]
     if not done: return
-    if wrong := self.run('report', dict(runs=done, out=str(self.out / 'report'), title=self.grid.title), 'report'): self.failures['report'] = wrong
+    if wrong := self.run('report', dict(runs=done, out=str(self.out / 'report'), title=self.grid.title), 'report'):
+        self.failures['report'] = wrong
     self.tell(f'{len(done)} of {len(self.grid.rows)} runs are done. Report: {self.out / "report" / "report.html"}')
 
 # %% ../nbs/22_sweep.ipynb #b89ea6a5
@@ -240,14 +265,16 @@ def sweep(
     root: str | Path | None = None,  # folder with downloaded data
     tell: Callable = print,  # called with a line for every step
 ) -> dict:  # names of rows and data sets to what went wrong
-    "Train and evaluate what a grid asks for and is not done yet, and write its report; raises ValueError before the first run where the grid cannot be."
+    """Train and evaluate what a grid asks for and is not done yet, and write its report; raises ValueError before the
+    first run where the grid cannot be."""
     if jobs < 1: raise UserError(f'jobs must be at least 1, got {jobs}')
     Path(grid.out).mkdir(parents=True, exist_ok=True)
     with write_lock(Path(grid.out), 'sweep'):
         claim_rows(grid)
         s = _Sweep(grid, root, tell)
         trained = [partial(s.evaluate, data) for data, rows in s.waiting.items() if not rows]
-        _all(_Kernels(jobs), trained + [partial(s.train, row) for row in grid.rows if row.name in s.waiting[row.document['data']]])
+        _all(_Kernels(jobs), trained + [partial(s.train, row) for row in grid.rows
+                                        if row.name in s.waiting[row.document['data']]])
         s.report()
     for name, wrong in s.failures.items(): tell(f'FAILED {name}: {wrong}. See {s.out / "notebooks"}')
     return s.failures

@@ -48,7 +48,8 @@ def contrastive_loss(
 
     https://arxiv.org/abs/1903.08689. Raises ValueError on energies that are not one number for each image."""
     if not energy_data.dim() == energy_samples.dim() == 1:
-        raise UserError(f'energies must have the shape (B,), got {tuple(energy_data.shape)} and {tuple(energy_samples.shape)}')
+        raise UserError(f'energies must have the shape (B,), got {tuple(energy_data.shape)} and '
+                        f'{tuple(energy_samples.shape)}')
     gap = energy_gap(energy_data, energy_samples, counted)
     counts = gap.detach() <= (math.inf if max_gap is None else max_gap)  # false where the gap is not a number
     contrast = torch.where(counts, -gap, torch.zeros_like(gap))
@@ -200,7 +201,8 @@ def _update_average(self: Trainer):
 def update(self: Trainer,
     used: float = 0.,  # part of the budget used up, from 0 to 1
 ) -> dict:  # measurements, as tensors
-    "One update of the weights. Raises DivergenceError when loss, gradient or a distribution's parameters are not finite."
+    """One update of the weights. Raises DivergenceError when loss, gradient or a distribution's parameters are not
+    finite."""
     try:
         with exact_convolutions(self.device): row = self.learn(self.batch(), used)
     except ValueError as error:  # torch.distributions say it so
@@ -251,7 +253,8 @@ def state(self: Trainer) -> tuple:  # names to tensors, and a record fit for JSO
     tensors |= {'generator': self.generator.get_state()}
     if self.average is not self.model: tensors |= {f'average.{k}': v for k, v in self.average.state_dict().items()}
     for name, optimiser in self.optimisers.items():
-        for i, moments in optimiser.state_dict()['state'].items(): tensors |= {f'{name}.{i}.{k}': v for k, v in moments.items()}
+        for i, moments in optimiser.state_dict()['state'].items():
+            tensors |= {f'{name}.{i}.{k}': v for k, v in moments.items()}
     record = dict(step=self.step, seconds=self.seconds, rows=self.rows, rollbacks=self.rollbacks, tensors=list(tensors))
     return {k: v.detach().clone() for k, v in tensors.items()}, copy.deepcopy(record)
 
@@ -294,7 +297,8 @@ def load_state(self: Trainer,
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f'{source} is of another run: {error}') from None
     for model, values in models: model.load_state_dict(values)
-    for name, optimiser in self.optimisers.items(): optimiser.load_state_dict(optimiser.state_dict() | dict(state=moments[name]))
+    for name, optimiser in self.optimisers.items():
+        optimiser.load_state_dict(optimiser.state_dict() | dict(state=moments[name]))
     for name, now in self.own_state().items(): now.copy_(tensors[name])
     self.generator.set_state(generator.get_state())
     self.step, self.seconds, self.rows, self.rollbacks = step, seconds, rows, rollbacks
@@ -320,7 +324,8 @@ class EnergyTrainer(Trainer):
         super().__init__(model, data, settings, seed, device, precision)
         self.energy = FrozenEnergy(self.model, precision)  # of the chains
         try_energy(self.energy, data)
-        self.buffer = ReplayBuffer(shape=data.in_shape, generator=self.generator, device=self.device, **asdict(settings.buffer))
+        self.buffer = ReplayBuffer(shape=data.in_shape, generator=self.generator, device=self.device,
+                                   **asdict(settings.buffer))
 
     def use(self, settings: EnergySettings):
         "Go on with these settings."
@@ -349,7 +354,8 @@ def try_energy(energy: FrozenEnergy, data):
     x = data.train.serve(slice(2)).to(energy.device)
     try: _, gradient = FrozenEnergy(model.eval(), 'float32').value_and_gradient(x)
     except (RuntimeError, TypeError) as error:
-        raise UserError(f'{type(model).__name__}.energy cannot read images of shape {tuple(x.shape)}: {str(error).splitlines()[0]}') from None
+        raise UserError(f'{type(model).__name__}.energy cannot read images of shape {tuple(x.shape)}: '
+                        f'{str(error).splitlines()[0]}') from None
     finally: model.train(training)
 
 # %% ../nbs/05_trainer.ipynb #ca079d74
@@ -377,7 +383,8 @@ def contrast(self: EnergyTrainer,
     loss, gap = self.objective(energy_data, energy_samples, counted), energy_gap(energy_data, energy_samples, counted)
     norm, most = self.backward(loss), self.settings.max_gap or math.inf
     lost = (samples == 0).flatten(1).all(1).float().mean() > 0.1  # more than one chain in ten: it is the model
-    numbers = [loss.masked_fill(lost, math.nan), energy_data.mean(), gap + energy_data.mean(), gap, norm, *samples.aminmax()]
+    numbers = [loss.masked_fill(lost, math.nan), energy_data.mean(), gap + energy_data.mean(), gap, norm,
+               *samples.aminmax()]
     return (torch.stack([*numbers, (~(gap <= most)).to(gap.dtype)]).detach(),)
 
 # %% ../nbs/05_trainer.ipynb #5c801613
@@ -399,8 +406,10 @@ def trouble(self: EnergyTrainer, tolerance: float = 4.) -> str | None:
     gap, data, samples, low, high = (median(row[name] for row in rows) for name in names)
     young = tolerance > 1 and self.buffer.drawn < 10 * self.buffer.used + 100 * self.settings.batch_size
     if gap > tolerance and not young: return f'samples lie {gap:.1f} above data, the chains have been lost'
-    if max(abs(data), abs(samples)) > 25 * tolerance: return f'the energies are {data:.0f} on data and {samples:.0f} on samples'
-    if max(-low, high) > 5 * tolerance: return f'the chains have left the images behind, they are in [{low:.0f}, {high:.0f}]'
+    if max(abs(data), abs(samples)) > 25 * tolerance:
+        return f'the energies are {data:.0f} on data and {samples:.0f} on samples'
+    if max(-low, high) > 5 * tolerance:
+        return f'the chains have left the images behind, they are in [{low:.0f}, {high:.0f}]'
 
 # %% ../nbs/05_trainer.ipynb #c2232a2f
 @patch

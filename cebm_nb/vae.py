@@ -24,7 +24,8 @@ from .trainer import Trainer
 def bernoulli(
     logits: Tensor,  # what a decoder gives, (B, C, H, W)
 ) -> Distribution:
-    "Independent pixels in [0, 1] with these logits; for grey values between 0 and 1 its `log_prob` is a score, not a normalised density."
+    """Independent pixels in [0, 1] with these logits; for grey values between 0 and 1 its `log_prob` is a score, not a
+    normalised density."""
     return Independent(Bernoulli(logits=logits, validate_args=False), logits.dim() - 1)
 
 # %% ../nbs/08_vae.ipynb #dc67b841
@@ -53,7 +54,8 @@ def fitting_kernels(
 
 # %% ../nbs/08_vae.ipynb #95e0ec34
 class ConvDecoder(nn.Module):
-    "Transposed convolutions from latents (B, latent_dim) to `(B, *out_shape)`; raises ValueError if they do not end at that size."
+    """Transposed convolutions from latents (B, latent_dim) to `(B, *out_shape)`; raises ValueError if they do not end
+    at that size."""
 
     def __init__(self,
         latent_dim: int,  # number D of latent dimensions
@@ -65,19 +67,26 @@ class ConvDecoder(nn.Module):
         batch_norm: bool = False,  # normalise before each activation
     ):
         super().__init__()
-        if len(out_shape) != 3: raise UserError(f'this model is for images (channels, height, width), got {tuple(out_shape)}')
-        if len(channels) + 1 != len(strides): raise UserError(f'channels must be one fewer than strides, got {len(channels)} and {len(strides)}')
+        if len(out_shape) != 3:
+            raise UserError(f'this model is for images (channels, height, width), got {tuple(out_shape)}')
+        if len(channels) + 1 != len(strides):
+            raise UserError(f'channels must be one fewer than strides, got {len(channels)} and {len(strides)}')
         kernels = list(zip(*(fitting_kernels(n, strides) for n in out_shape[1:]))) if kernels is None else kernels
-        if len(kernels) != len(strides): raise UserError(f'kernels must be as many as strides, got {len(kernels)} and {len(strides)}')
+        if len(kernels) != len(strides):
+            raise UserError(f'kernels must be as many as strides, got {len(kernels)} and {len(strides)}')
         layers, width, sides = [], latent_dim, (1, 1)
         for c, k, s in zip([*channels, out_shape[0]], kernels, strides):
             padding = tuple(padding_from(n) for n in sides)
             sides = tuple((n - 1) * s - 2 * p + m for n, p, m in zip(sides, padding, k))
-            if min(sides) < 1: raise UserError(f'kernel {tuple(k)} leaves nothing of the image; leave kernels at None to have them chosen')
-            layers += [nn.ConvTranspose2d(width, c, k, s, padding), *[nn.BatchNorm2d(c)] * batch_norm, activations[activation]()]
+            if min(sides) < 1:
+                raise UserError(f'kernel {tuple(k)} leaves nothing of the image; leave kernels at None to have them '
+                                f'chosen')
+            layers += [nn.ConvTranspose2d(width, c, k, s, padding), *[nn.BatchNorm2d(c)] * batch_norm,
+                       activations[activation]()]
             width = c
         if sides != tuple(out_shape[1:]):
-            raise UserError(f'the decoder makes images of {sides[0]}x{sides[1]} pixels, not {out_shape[1]}x{out_shape[2]}; '
+            raise UserError(f'the decoder makes images of {sides[0]}x{sides[1]} pixels, not '
+                            f'{out_shape[1]}x{out_shape[2]}; '
                              'leave kernels at None to have them chosen')
         self.latent_dim, self.out_shape = latent_dim, tuple(out_shape)
         self.net = nn.Sequential(*layers[:-1 - batch_norm])
@@ -88,9 +97,11 @@ class ConvDecoder(nn.Module):
 
 # %% ../nbs/08_vae.ipynb #6874b848
 class VAE(nn.Module):
-    """A variational autoencoder for images (B, C, H, W) in [-1, 1] and latents (B, D). With a `MixturePrior` it is a GMM-VAE.
+    """A variational autoencoder for images (B, C, H, W) in [-1, 1] and latents (B, D). With a `MixturePrior` it is a
+    GMM-VAE.
 
-    Inside, pixels go from 0 to 1. Kingma & Welling 2014, https://arxiv.org/abs/1312.6114. Raises ValueError where encoder,
+    Inside, pixels go from 0 to 1. Kingma & Welling 2014, https://arxiv.org/abs/1312.6114. Raises ValueError where
+    encoder,
     decoder and prior do not fit one another."""
 
     def __init__(self,
@@ -106,7 +117,8 @@ class VAE(nn.Module):
         need, got = math.prod(prior.family.natural_shape), output_shape(encoder, self.in_shape)
         if got != (need,): raise UserError(f'the encoder must give {need} numbers for {prior.family}, it gives {got}')
         made = output_shape(decoder, (prior.family.dim,))
-        if made != self.in_shape: raise UserError(f'the decoder makes images of shape {made}, the encoder reads {self.in_shape}')
+        if made != self.in_shape:
+            raise UserError(f'the decoder makes images of shape {made}, the encoder reads {self.in_shape}')
 
     def _pixels(self, x):  # checked, from 0 to 1; vectors as they are
         x = check_inputs(self, x)
@@ -228,4 +240,5 @@ def trouble(self: VAETrainer,
     if len(bound) < 20: return None
     now, best = median(bound[-10:]), max(median(bound[i:i + 10]) for i in range(0, len(bound) - 10, 10))
     if now < bound[0]: return f'the evidence lower bound is {now:.1f}, at the first update it was {bound[0]:.1f}'
-    if best - now > tolerance / 16 * (best - bound[0]): return f'the evidence lower bound is {now:.1f}, it has been {best:.1f}'
+    if best - now > tolerance / 16 * (best - bound[0]):
+        return f'the evidence lower bound is {now:.1f}, it has been {best:.1f}'

@@ -44,7 +44,8 @@ def make_prior(
 ) -> Prior:
     "A prior of a family by name, a mixture where components are given."
     family = FAMILIES.find(family)(latent_dim)
-    return Prior(family, learn=learn) if components is None else MixturePrior.random(family, components, learn=learn, **options)
+    return Prior(family, learn=learn) if components is None else MixturePrior.random(family, components, learn=learn,
+        **options)
 
 # %% ../nbs/18_zoo.ipynb #72cd9391
 def create_cebm(in_shape, latent_dim, family, learn_prior, encoder, encoder_options, components=None) -> CEBM:
@@ -63,7 +64,8 @@ def create_vae(in_shape, latent_dim, family, learn_prior, components=None) -> nn
     from cebm_nb.vae import VAE, ConvDecoder
     outputs = math.prod(FAMILIES.find(family)(latent_dim).natural_shape)
     encoder = ConvEncoder(in_shape, outputs, channels=(64, 64, 32, 32), hidden=(128,), activation='relu')
-    prior = make_prior(family, latent_dim, components, learn_prior, **dict(mean_std=0.31, stds=(1., 6.)) if components else {})
+    prior = make_prior(family, latent_dim, components, learn_prior, **dict(mean_std=0.31, stds=(1., 6.)) if components
+                       else {})
     return VAE(encoder, ConvDecoder(latent_dim, in_shape), prior)
 
 def create_bigan(in_shape, latent_dim, family, generator, components=None) -> nn.Module:
@@ -72,9 +74,11 @@ def create_bigan(in_shape, latent_dim, family, generator, components=None) -> nn
     from cebm_nb.encoders import ConvEncoder
     from cebm_nb.vae import ConvDecoder
     layers = generators[check_name('generator', generator, list(generators))]
-    encoder = ConvEncoder(in_shape, latent_dim, channels=(64, 64, 32, 32), hidden=(128,), activation='leaky', batch_norm=True, normalise_output=True)
+    encoder = ConvEncoder(in_shape, latent_dim, channels=(64, 64, 32, 32), hidden=(128,), activation='leaky',
+                          batch_norm=True, normalise_output=True)
     prior = make_prior(family, latent_dim, components)
-    return BiGAN(encoder, ConvDecoder(latent_dim, in_shape, batch_norm=True, **layers), PairDiscriminator(in_shape, latent_dim), prior)
+    return BiGAN(encoder, ConvDecoder(latent_dim, in_shape, batch_norm=True, **layers),
+                 PairDiscriminator(in_shape, latent_dim), prior)
 
 # %% ../nbs/18_zoo.ipynb #cf073e03
 def create_model(
@@ -91,7 +95,8 @@ def create_model(
         value = chosen.get(option, 1)
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 2**16:
             raise UserError(f'{option} must be a whole number, at least 1 and at most {2**16}, got {value!r}')
-    if not isinstance(seed, int) or isinstance(seed, bool) or abs(seed) > 2**62: raise UserError(f'seed must be a whole number, got {seed!r}')
+    if not isinstance(seed, int) or isinstance(seed, bool) or abs(seed) > 2**62:
+        raise UserError(f'seed must be a whole number, got {seed!r}')
     create = kind.create
     if isinstance(create, str): create = getattr(importlib.import_module(create.split(':')[0]), create.split(':')[1])
     with seeded(seed): model = create(in_shape, **chosen)
@@ -104,11 +109,13 @@ def read_config(
 ) -> dict:
     "The `config.json` of a run folder; raises FileNotFoundError or ValueError with a word on what is wrong."
     path = Path(folder) / 'config.json'
-    if not Path(folder).is_dir(): raise FileNotFoundError(f'no run folder {str(folder)!r}; train one with: cebm train --out {folder}')
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f'no run folder {str(folder)!r}; train one with: cebm train --out {folder}')
     if not path.is_file(): raise FileNotFoundError(f'{str(folder)!r} is not a run folder, it has no config.json')
     config = read_json(path)
     run = config.get('run')
-    if not isinstance(config.get('model'), str) or not isinstance(run, dict) or not isinstance(run.get('in_shape'), list):
+    if not isinstance(config.get('model'), str) or not isinstance(run, dict) or not isinstance(run.get('in_shape'),
+        list):
         raise UserError(f'{path} does not describe a model')
     return config
 
@@ -120,7 +127,8 @@ def model_from_config(
     if config['model'] not in MODELS:
         raise UserError(f'{path} is of a model of your own, {config["model"]!r}; pass model=, of the same architecture')
     try: return create_model(config['model'], config['run']['in_shape'], config['seed'], **config['options'])
-    except (KeyError, TypeError, ValueError) as error: raise UserError(f'{path} does not describe a model: {first_line(error)}') from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f'{path} does not describe a model: {first_line(error)}') from None
 
 # %% ../nbs/18_zoo.ipynb #af53ac9e
 pretrained_folder = Path(importlib.import_module('cebm_nb').__file__).parent / 'weights'
@@ -132,19 +140,23 @@ def pretrained_names() -> list:
 def model_from_file(
     path: Path,  # a .safetensors file that describes its model
 ) -> nn.Module:
-    "A trained model from a single file; raises FileNotFoundError or ValueError where it is damaged or describes no model."
+    """A trained model from a single file; raises FileNotFoundError or ValueError where it is damaged or describes no
+    model."""
     tensors, record = load_weights(path)
     described = record.get('model')
-    if not isinstance(described, dict): raise UserError(f'{path} does not say which model it holds; write such files with pack_model')
+    if not isinstance(described, dict):
+        raise UserError(f'{path} does not say which model it holds; write such files with pack_model')
     try: model = create_model(**described)
-    except (TypeError, ValueError) as error: raise UserError(f'{path} does not describe a model: {first_line(error)}') from None
+    except (TypeError, ValueError) as error:
+        raise UserError(f'{path} does not describe a model: {first_line(error)}') from None
     load_tensors(model, tensors, path)
     return model
 
 def read_card(
     name: str,  # one of `pretrained_names`, or a file of `pack_model`
 ) -> dict:
-    "What is known about a trained model: data, command, accuracies, limits, licence; raises ValueError on unknown names."
+    """What is known about a trained model: data, command, accuracies, limits, licence; raises ValueError on unknown
+    names."""
     return load_weights(_pretrained(name))[1].get('card', {})
 
 def _pretrained(name) -> Path:
@@ -159,17 +171,23 @@ def load_model(
     which: str = 'last',  # of a run folder: 'last', or 'best' for the best along the run by its validation
 ) -> nn.Module:  # in evaluation mode, ready to encode
     "A trained model by folder, file or name; raises FileNotFoundError or ValueError where it is missing or damaged."
-    file = dict(last='model.safetensors', best='best.safetensors')[check_name('model of a run', which, ['last', 'best'])]
+    file = dict(last='model.safetensors', best='best.safetensors')[check_name('model of a run', which,
+        ['last', 'best'])]
     folder = Path(name)
     if not folder.is_dir():
-        if folder.suffix == '.safetensors' or str(name) in pretrained_names(): return model_from_file(_pretrained(name)).to(device).eval()
+        if folder.suffix == '.safetensors' or str(name) in pretrained_names():
+            return model_from_file(_pretrained(name)).to(device).eval()
         near = difflib.get_close_matches(str(name), pretrained_names(), n=1, cutoff=0.8)
-        if near: raise FileNotFoundError(f'no run folder {str(name)!r}; did you mean {near[0]!r}, which comes with this package?')
+        if near:
+            raise FileNotFoundError(f'no run folder {str(name)!r}; did you mean {near[0]!r}, which comes with this '
+                                    f'package?')
     config, path = read_config(folder), folder / file
-    if not path.is_file(): raise FileNotFoundError(f'{str(folder)!r} has no {file}; the run did not get as far as saving one')
+    if not path.is_file():
+        raise FileNotFoundError(f'{str(folder)!r} has no {file}; the run did not get as far as saving one')
     if model is None: model = model_from_config(config, folder / 'config.json')
     tensors, record = load_weights(path)
     if record.get('model') != getattr(model, 'config', None):
-        raise UserError(f'{path} holds another model than {folder / "config.json"} describes: {record.get("model")} against {getattr(model, "config", None)}')
+        raise UserError(f'{path} holds another model than {folder / "config.json"} describes: {record.get("model")} '
+                        f'against {getattr(model, "config", None)}')
     load_tensors(model, tensors, path)
     return model.to(device).eval()
