@@ -38,9 +38,9 @@ class Eval:
     Prints tables; writes eval.json and figures into each run folder, part by part. Example: cebm eval runs/demo --only
     few-label,ood"""
     runs: _runs  # run folders of cebm train
-    only: str = ''  # parts to run, separated by commas: few-label, neighbours, ood, clusters, samples, conditional; all by default
+    only: str = ''  # few-label, neighbours, ood, clusters, samples, conditional, separated by commas; all by default
     data: str | None = None  # evaluate on another data set than the model was trained on, of the same image shape
-    on: Literal['test', 'valid'] | None = None  # which images; valid where the data set is named .../validation, else test
+    on: Literal['test', 'valid'] | None = None  # which images; by default valid for NAME/validation, else test
     labels: str = '1,10,100,all'  # labels per class, separated by commas
     draws: int = 10  # random draws of labelled images
     root: str | None = None  # folder with downloaded data
@@ -113,7 +113,7 @@ class Train:
     Without arguments: a CEBM on 4,000 MNIST digits, some minutes on two cores. Ctrl-C ends a run cleanly, with exit
     status 130."""
     out: str | None = None  # run folder; a new one below runs/ by default
-    resume: str | None = None  # go on with the run in this folder; only a budget, --device, --root and --quiet go with it
+    resume: str | None = None  # go on with the run in this folder; with a budget, --device, --root, --quiet only
     config: str | None = None  # a configuration to begin with, JSON or YAML, such as a run's config.json
     print_config: bool = False  # print the configuration, and train nothing
     root: str | None = None  # folder for downloaded data; ~/.cache/cebm_nb by default
@@ -343,7 +343,8 @@ def _bench(args):
 
 # %% ../nbs/23_cli.ipynb #1db55617
 _commands = dict(train=_train, eval=_eval, sample=_sample, report=_report, sweep=_sweep, bench=_bench)
-_usage = '\n'.join(['usage: cebm WORD [OPTIONS]', '', 'Conjugate energy-based models: train, evaluate, sample, compare.', ''] +
+_usage = '\n'.join(
+    ['usage: cebm WORD [OPTIONS]', '', 'Conjugate energy-based models: train, evaluate, sample, compare.', ''] +
     [f'  {name:8}{inspect.cleandoc(cls.__doc__).splitlines()[0]}' for name, cls in
      dict(train=Train, eval=Eval, sample=Sample, report=Report, sweep=Sweep, bench=Bench).items()] +
     ['', 'cebm WORD --help has the options. For all words: --debug shows tracebacks, --use FILE.py reads a module of',

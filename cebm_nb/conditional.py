@@ -130,7 +130,8 @@ def nearest_by_known(
     return torch.where(known, images, training[index])
 
 class _Conditioner:  # one run's kernel and energy, applied to batches of images
-    def __init__(self, run, seed, device): self.run, self.seed, self.device, self.model = run, seed, pick_device(device), run.model
+    def __init__(self, run, seed, device):
+        self.run, self.seed, self.device, self.model = run, seed, pick_device(device), run.model
 
     def __call__(self, method, steps, *tensors):
         generator = torch.Generator(self.device).manual_seed(self.seed)
@@ -194,12 +195,12 @@ def conditional_records(
     data: ImageData,  # of the shape that the model is for
     name: str = 'model',  # what to call it in the records
     n: int = 50,  # test images, the first ones
-    candidates: tuple = (5, 10, 20, 50, 100, 200, 400),  # numbers of SGLD steps, of which the best on training images is taken
+    candidates: tuple = (5, 10, 20, 50, 100, 200, 400),  # numbers of SGLD steps; the best on training images is taken
     noise_std: float = 0.3,  # of the noise to be removed, in units of [-1, 1]
     guesses: int = 4,  # chains for each image
     seed: int = 0,  # of noise and chains
     device: str = 'auto',  # where to compute
-) -> tuple:  # records with representation, method, task, rmse (None where a chain is not finite), steps, images; pictures, a dict of rows each
+) -> tuple:  # records (rmse is None where a chain is not finite); pictures, a dict of rows each
     """Errors of completed and cleaned test images, with what needs no model beside them; and pictures of all uses of
     the joint density."""
     chains = _Conditioner(run, seed, device)

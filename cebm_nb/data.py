@@ -124,7 +124,7 @@ def _as_labels(labels) -> tuple:  # (N,) numbers or words, as an array
 
 @patch(cls_method=True)
 def from_array(cls: ImageSet,
-    images,  # uint8, or floats with a range; (N, H, W), (N, H, W, C) or (N, C, H, W); vectors (N, D); a list of PIL images
+    images,  # uint8, or floats with a range; (N, H, W), (N, H, W, C), (N, C, H, W); vectors (N, D); PIL images
     labels=None,  # one integer an image
     value_range: tuple | None = None,  # the values of black and white, where the type does not say it
     layout: str | None = None,  # 'NCHW' or 'NHWC', where the shape does not say it
@@ -137,7 +137,7 @@ def from_array(cls: ImageSet,
     return cls(x.float().contiguous(), y)
 
 # %% ../nbs/06_data.ipynb #b6feb361
-def _held_out(images: ImageSet, fraction: float) -> Tensor:  # (N,), true for those that a hash of their content holds out
+def _held_out(images: ImageSet, fraction: float) -> Tensor:  # (N,), true for what a hash holds out
     if not 0 < fraction < 1: raise UserError(f'fraction must lie between 0 and 1, got {fraction}')
     hashes = [hashlib.blake2b(image.numpy().tobytes(), digest_size=8).digest() for image in images.images.cpu()]
     places = torch.tensor([int.from_bytes(h, 'big') / 2**64 for h in hashes], dtype=torch.float64)
@@ -198,7 +198,8 @@ class ImageData:
 
     def __repr__(self):
         sizes = ', '.join(f'{len(part):,} {name}' for name, part in self.parts.items())
-        shape = f'{self.in_shape[1]}x{self.in_shape[2]}x{self.in_shape[0]}' if len(self.in_shape) == 3 else f'{self.in_shape[0]} features'
+        c, *sides = self.in_shape
+        shape = 'x'.join(map(str, [*sides, c])) if sides else f'{c} features'
         classes = f'{len(self.class_names)} classes' if self.class_names else 'no labels'
         return f'ImageData({self.name}: {sizes}, {shape}, {classes})'
 
@@ -215,7 +216,7 @@ def _images_and_labels(images, labels):  # also from a torch Dataset of (image, 
 
 @patch(cls_method=True)
 def from_arrays(cls: ImageData,
-    train,  # images as numpy or torch, uint8 or floats, (N, H, W), (N, H, W, C), (N, C, H, W); vectors (N, D); PIL; a Dataset
+    train,  # as for `ImageSet.from_array`, or a torch Dataset of pairs (image, label)
     train_labels=None,  # one whole number or word an image
     test=None,  # likewise; a fifth of `train` when None
     test_labels=None,
@@ -408,7 +409,7 @@ def _fit(array: np.ndarray, size) -> np.ndarray:  # the largest square in the mi
     how = Image.Resampling.BOX if side > size else Image.Resampling.BICUBIC
     return np.asarray(image.resize((size, size), how, (left, top, left + side, top + side)))
 
-def _stack_images(images: list, size=None, names=None) -> np.ndarray:  # PIL images, or arrays with names: (N, H, W) or (N, H, W, 3)
+def _stack_images(images: list, size=None, names=None) -> np.ndarray:  # (N, H, W) or (N, H, W, 3), from PIL or arrays
     arrays = _to_bytes([_pixels(image) if isinstance(image, Image.Image) else image for image in images])
     arrays, names = [_fit(a, size) for a in arrays], names or [f'image {i}' for i in range(len(arrays))]
     for a, name in zip(arrays, names):
@@ -441,7 +442,7 @@ def _look(folder: Path, skipped: list) -> tuple:  # image files and sub-folders;
         else: skipped.append((path, 'not an image'))
     return files, folders
 
-def _read_part(folder: Path, size, skipped: list) -> tuple:  # images and the name of each one's class, or None without classes
+def _read_part(folder: Path, size, skipped: list) -> tuple:  # images, and the name of each one's class or None
     files, folders = _look(folder, skipped)
     classes = {}
     for path in folders:
@@ -485,8 +486,8 @@ def load_folder(
 def note(self: ImageData) -> str:
     "What was read and what was passed over, in one line."
     kinds = Counter(why for _, why in self.skipped)
-    passed = '; skipped ' + ', '.join(f'{n} ({why})' for why, n in kinds.items()) + ', listed in `skipped`' if kinds else ''
-    return f'{self!r}{passed}'
+    counts = ', '.join(f'{n} ({why})' for why, n in kinds.items())
+    return f'{self!r}; skipped {counts}, listed in `skipped`' if kinds else repr(self)
 
 # %% ../nbs/06_data.ipynb #171b8839
 def load_npz(
@@ -502,7 +503,7 @@ def load_npz(
         raise UserError(f'{path} cannot be read as numpy arrays: {str(error).splitlines()[0]}') from None
     keys = [f'{part}_{what}' for part in ('train', 'test', 'val') for what in ('images', 'labels')]
     if 'train_images' not in arrays:
-        raise UserError(f'{path} must have {", ".join(keys)} (or some of them), it has {", ".join(arrays) or "nothing"}')
+        raise UserError(f'{path} must have some of {", ".join(keys)}, it has {", ".join(arrays) or "nothing"}')
     if size:
         for key in (k for k in keys if k.endswith('images') and k in arrays):
             arrays[key] = np.stack([_fit(a, size) for a in arrays[key]])
@@ -532,7 +533,7 @@ def file_name(name: str) -> str:
 
 # %% ../nbs/06_data.ipynb #a360ae4f
 def load_data(
-    name: str = 'mnist-5k',  # one of DATA_SETS, 'folder:PATH' or 'npz:FILE'; with '/validation' a tenth of train is held out
+    name: str = 'mnist-5k',  # one of DATA_SETS, 'folder:PATH' or 'npz:FILE'; '/validation' holds out a tenth
     root: str | Path | None = None,  # where downloads are kept; `data_folder()` by default
     image_size: int | None = None,  # for 'folder:' and 'npz:', crop and scale to this many pixels a side
     download: bool = True,  # fetch what is not there; else FileNotFoundError

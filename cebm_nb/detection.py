@@ -82,7 +82,8 @@ def outlier_sets(
     seed: int = 0,  # of the made ones, and of the choice from larger sets
 ) -> dict:  # names to ImageSets, the first one, 'test', being the test images themselves
     "Sets of images to tell from the test images, and those, no larger than `most`."
-    def some(images): return images.subset(torch.from_numpy(np.sort(np.random.default_rng(seed).permutation(len(images))[:most])))
+    def some(images):
+        return images.subset(torch.from_numpy(np.sort(np.random.default_rng(seed).permutation(len(images))[:most])))
     test, rng = some(data.test), np.random.default_rng(seed)
     shape = (len(test), *data.in_shape)
     sets = dict(test=test, constant=ImageSet(torch.from_numpy(np.broadcast_to(rng.integers(0, 256, (*shape[:2], 1, 1),
@@ -136,7 +137,8 @@ def detection_scores(
     "All scores that a model can give, on all sets."
     device = pick_device(device)
     model.to(device).eval()
-    some = data.train.subset(torch.from_numpy(np.random.default_rng(seed).permutation(len(data.train))[:len(sets['test'])]))
+    order = np.random.default_rng(seed).permutation(len(data.train))
+    some = data.train.subset(torch.from_numpy(order[:len(sets['test'])]))
     scores = {}
     with frozen(model):
         for name, score in density_scores(model, samples, torch.Generator(device).manual_seed(seed)).items():

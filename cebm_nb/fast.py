@@ -145,7 +145,7 @@ class CUDAGraphs:
 
     def __init__(self,
         model: nn.Module,  # whose weights and buffers the function reads
-        gradients: bool = False,  # whether it leaves gradients in the weights, in memory of the graph until the next call
+        gradients: bool = False,  # whether it leaves gradients in the weights
     ):
         self.model, self.gradients, self.calls, self.captured = model, gradients, Counter(), {}
         self.look_at_weights()
@@ -156,7 +156,7 @@ class CUDAGraphs:
         self.weights = (self.model.training, *trained, *(b.data_ptr() for b in self.model.buffers()))
 
     def __call__(self,
-        function: Callable,  # always the same one, from tensors on one device that ask for no gradient to a tuple of such
+        function: Callable,  # always the same one, from tensors without gradients to a tuple of such
         *tensors: Tensor,
     ) -> tuple:
         "What the function gives for these tensors."
@@ -199,7 +199,7 @@ class FrozenEnergy:
     float64.
 
     Raises ValueError on inputs that are not floating point, and on an energy that is not one number for each input."""
-    piece_bytes = 16 * 2**20  # a piece of the batch is so large that its largest activation has about this size, on a CPU
+    piece_bytes = 16 * 2**20  # of the largest activation of a piece, on a CPU
 
     def __init__(self,
         model: nn.Module,  # with `energy`

@@ -147,7 +147,7 @@ class CEBM(Energy):
     def __init__(self,
         encoder: nn.Module,  # from (B, *in_shape) to (B, n), n the number of natural parameters of the prior's family
         prior: Prior,  # the bias; its family decides how the encoder's outputs are read
-        in_shape: tuple | None = None,  # of one input, where the encoder has no `in_shape` of its own; then sizes are checked
+        in_shape: tuple | None = None,  # of one input, where the encoder has none of its own
     ):
         super().__init__()
         self.encoder, self.prior = encoder, prior

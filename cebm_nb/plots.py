@@ -109,7 +109,7 @@ def plot_training(
     return fig
 
 # %% ../nbs/10_plots.ipynb #aa22e8a2
-def _line_styles(names, groups) -> dict:  # names to a colour and a label; of those in one group, the first has the label
+def _line_styles(names, groups) -> dict:  # names to colour and label; the first of a group has the label
     groups = {name: (groups or {}).get(name, name) for name in names}
     labels = list(dict.fromkeys(groups.values()))
     colours = itertools.cycle(colormaps['tab20' if len(labels) > 10 else 'tab10'].colors)
@@ -127,7 +127,7 @@ def _lines_axes(styles) -> tuple:  # a figure and axes for such lines, and a fun
 
 def plot_few_label(
     records: list,  # the few-label records of eval.json
-    groups: dict | None = None,  # representations that share a colour, to the name of their group; None: each has its own
+    groups: dict | None = None,  # names that share a colour, to the name of their group
 ) -> Figure:
     "Accuracy against labels per class, a line for each representation, one standard deviation as a band."
     styles = _line_styles(dict.fromkeys(r['representation'] for r in records), groups)

@@ -181,7 +181,8 @@ def as_html(
 ) -> str:
     "A page of HTML; raw HTML in the Markdown is shown as text."
     body = extra('markdown_it', 'eval').MarkdownIt('js-default').render(text)
-    return f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title><style>{_style}</style></head><body>\n{body}</body></html>\n'
+    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_style}</style>'
+    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body>\n{body}</body></html>\n'
 
 # %% ../nbs/16_report.ipynb #20ab50a1
 def runs_table(
@@ -232,7 +233,9 @@ def group_seeds(
     for run in runs: groups.setdefault(training_command(run.config | dict(seed=0)), []).append(run)
     groups = [same for same in groups.values() if len({run.config['seed'] for run in same}) > 1]
     models = [same[0].config['model'] for same in groups]
-    return {f'{model if models.count(model) == 1 else same[0].title}, {len({run.config["seed"] for run in same})} seeds': same for model, same in zip(models, groups)}
+    def name(model, same): return model if models.count(model) == 1 else same[0].title
+    def seeds(same): return len({run.config['seed'] for run in same})
+    return {f'{name(model, same)}, {seeds(same)} seeds': same for model, same in zip(models, groups)}
 
 def seeds_table(
     runs: list,  # EvaluatedRuns on one data set
@@ -380,7 +383,8 @@ def card_text(
     card: dict,  # from `make_card`
 ) -> str:
     "A card as Markdown."
-    shape = f"{card['model']}, trained without labels on the {card['train_images']:,} training images of {card['data']}: `{card['command']}`, {card['updates']:,} updates in {card['minutes']} minutes"
+    shape = (f"{card['model']}, trained without labels on the {card['train_images']:,} training images of {card['data']}: "
+             f"`{card['command']}`, {card['updates']:,} updates in {card['minutes']} minutes")
     if card['best']:
         shape += f"; of these the model at update {card['best']:,}, which labels of training images have chosen"
     lines = [f'# {name}', f"{shape} ({card['versions'].get('machine') or 'machine not noted'}; commit "

@@ -16,7 +16,8 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import adjusted_rand_score, confusion_matrix, normalized_mutual_info_score, pairwise_distances_argmin_min
+from sklearn.metrics import (adjusted_rand_score, confusion_matrix, normalized_mutual_info_score,
+                             pairwise_distances_argmin_min)
 from sklearn.metrics.cluster import contingency_matrix
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from threadpoolctl import threadpool_limits
@@ -82,7 +83,7 @@ def choose_penalty(
     if fewest < 2: return 1.
     folds = StratifiedKFold(min(3, fewest), shuffle=True, random_state=0)
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore', ConvergenceWarning)  # the few that are not there after 500 iterations are near enough to be compared
+        warnings.simplefilter('ignore', ConvergenceWarning)  # near enough to be compared
         search = GridSearchCV(LogisticRegression(max_iter=500), dict(C=list(candidates)), cv=folds,
                               refit=False).fit(np.asarray(features, np.float64), labels)
     return float(search.best_params_['C'])
@@ -110,7 +111,7 @@ def few_label(
     labels_per_class: tuple = (1, 10, 100, 'all'),  # counts; those that a class cannot give are left out
     draws: int = 10,  # draws of labelled images, with the seeds 0, 1, ...; 'all' has one
     rescale: bool = True,  # centre, and divide by the overall standard deviation, both measured on train_features
-) -> list:  # records with labels_per_class, accuracy_mean, accuracy_sd (fractions), accuracies, draws, seeds, inverse_penalties, converged
+) -> list:  # records: labels_per_class, accuracy_mean, accuracy_sd (fractions), accuracies, draws, seeds, ...
     "Test accuracy of logistic regression on few labels, mean and sample standard deviation over draws."
     if rescale:
         mean = train_features.mean(0, dtype=np.float64)
@@ -168,7 +169,8 @@ def neighbour_record(
     found, _ = nearest_neighbours(encode_images(model, data.test, device=device),
                                   encode_images(model, data.train, device=device))
     labelled = data.train.labels is not None and data.test.labels is not None
-    scores = agreement(data.test.labels.numpy(), data.train.labels.numpy()[found]) if labelled else dict(agreement=None, confusion=None)
+    scores = dict(agreement=None, confusion=None)
+    if labelled: scores = agreement(data.test.labels.numpy(), data.train.labels.numpy()[found])
     queries = first_of_each_class(data.test)
     return dict(representation=name) | scores | dict(queries=queries.tolist(), neighbours=found[queries].tolist())
 

@@ -44,7 +44,7 @@ def start_of_chains(
         return ReplayBuffer(n, run.config['run']['in_shape'], generator=generator).chains
     chains = run.chains
     if n > len(chains):
-        raise UserError(f'n must be at most {len(chains)}, the chains in the buffer, got {n}; start from noise for more')
+        raise UserError(f'n must be at most {len(chains)}, the chains of the buffer, got {n}; start from noise')
     return chains[torch.randperm(len(chains), generator=generator)[:n]]
 
 # %% ../nbs/13_samples.ipynb #7d30a470
@@ -83,7 +83,7 @@ def sample_images(
     run,  # a trained run
     n: int = 64,  # how many images
     steps: int | None = None,  # SGLD steps, 500 by default; for models with an energy
-    start: str | None = None,  # 'buffer' (default): chains of the replay buffer; 'noise': uniform noise on [-1, 1]; for models with an energy
+    start: str | None = None,  # for an energy: 'buffer' (default), chains of the replay buffer, or 'noise'
     seed: int = 0,  # of the noise and the choice of chains, or of the latents
     device: str = 'auto',  # where to compute
 ) -> Tensor:  # (n, C, H, W), about in [-1, 1]
@@ -158,7 +158,7 @@ def _arviz():  # takes seconds to import, and wants a folder for its cache
 
 def chain_diagnostics(
     energies: np.ndarray,  # (chains, draws); the first half of the draws is left out
-) -> dict:  # rhat, ess (draws that independent ones would be worth), draws (how many there are); None where they are not defined
+) -> dict:  # rhat, ess, draws (how many there are); None where they are not defined
     "R-hat and effective sample size of the energies along chains."
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # of a version to come, and of a home that cannot be written
@@ -312,7 +312,7 @@ def distance_records(
     net: FeatureNet,  # the judge
     name: str = 'model',  # what to call the model in the records
     most: int = 250,  # images in a half; more samples than a half has images are left out
-    inception: nn.Module | None = None,  # a second judge, whose distances get the keys frechet_inception and kernel_inception
+    inception: nn.Module | None = None,  # a second extractor, for frechet_inception, kernel_inception
 ) -> list:  # records with representation, images, number, frechet, kernel; the floor and the ceiling first
     "Distances of samples to held-out images, with the distance of two halves of those as the floor."
     real, other = real_halves(data, most)

@@ -65,7 +65,8 @@ class ReplayBuffer:
         self.settings, self.shape = BufferSettings(size, restart_prob=restart_prob, **settings), tuple(shape)
         try: self.chains = torch.empty(size, *shape, device=device)
         except (RuntimeError, AssertionError, TypeError, OverflowError) as error:
-            raise UserError(f'cannot keep {size} chains of shape {shape} on {device}: {str(error).splitlines()[0]}') from None
+            why = str(error).splitlines()[0]
+            raise UserError(f'cannot keep {size} chains of shape {shape} on {device}: {why}') from None
         self.begin(generator)
 
     def __len__(self): return len(self.chains)

@@ -42,6 +42,9 @@ def test_the_three_notebooks_under_papermill(tmp_path):
     before = (tmp_path / 'run' / 'eval.json').stat().st_mtime_ns
     again = papermill(tmp_path, 'evaluate', runs=['run'], parts=['few-label', 'clusters'], draws=2)
     assert (tmp_path / 'run' / 'eval.json').stat().st_mtime_ns == before and any('nothing to do' in output.get('text', '') for output in outputs(again))
+    for name, parameters, word in (('train', dict(data='digits', model='vae', preset='smoke', steps=40, out=str(tmp_path / 'run')), 'holds another run'),
+                                   ('train', dict(stepz=20), "did you mean 'steps'"), ('evaluate', dict(runs='runs/x'), 'must be a list')):
+        assert word in run_notebook(name, parameters, tmp_path / 'wrong.ipynb')
     papermill(tmp_path, 'report', runs=['run'], out='page')
     shutil.copytree(tmp_path / 'run', tmp_path / 'other')
     (tmp_path / 'other' / 'eval.json').unlink()
