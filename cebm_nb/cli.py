@@ -207,7 +207,9 @@ def use(path: str):
     "Import a file of the user's, which registers what is in it."
     if not Path(path).is_file(): raise UserError(f'no file {path!r} to use')
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    if spec is None: raise UserError(f'{path!r} is no Python file')
+    try: spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    except Exception as error: raise UserError(f'{path} failed: {type(error).__name__}: {error}') from error
 
 # %% ../nbs/23_cli.ipynb #f0405750
 def draw_run(
@@ -237,9 +239,7 @@ def _train(args):
     options = parse(train_options(config), args, 'cebm train')
     config = read_document(to_document(options, config))
     if options.print_config: return print(json.dumps(asdict(config), indent=1))
-    from cebm_nb.runs import as_data, train
-    data = as_data(config.data, options.root, config.image_size)
-    if data.skipped: print(data.note)
+    from cebm_nb.runs import train
     d = asdict(config)
     run = train(config.model, config.data, config.preset, options.out, config.seed, **d['budget'],
                 device=config.device, precision=config.precision,
@@ -294,8 +294,8 @@ def _eval(args):
     sets, shared = {}, {}
     for run in [load_run(run, o.which) for run in o.runs]:
         name = o.data or run.config['data']
-        if name not in sets:
-            sets[name], shared[name] = load_data(name, o.root) if o.data else run_data(run.config, root=o.root), {}
+        if name not in sets: sets[name], shared[name] = load_data(name, o.root) if o.data else None, {}
+        if not o.data: sets[name] = run_data(run.config, sets[name], o.root)
         folder = run.folder if name == run.config['data'] else run.folder / f'on-{file_name(name)}'
         if o.which == 'best': folder = folder / 'best'
         print(f'{run.folder}: {run.name} on {name}')

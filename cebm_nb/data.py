@@ -78,6 +78,8 @@ _readings = {(0, 1): 'if 0 is black', (-1, 1): 'if -1 is black', (0, 255): 'if 2
 
 def _bytes_of(x: Tensor, value_range) -> Tensor:  # uint8, from any range that is stated or beyond doubt
     if x.dtype == torch.uint8 and value_range in (None, (0, 255)): return x
+    if x.dtype in (torch.uint16, torch.uint32, torch.uint64): x = x.to(torch.int64)
+    if not x.numel(): raise UserError('images must not be empty')
     if x.is_complex() or x.dtype == torch.bool or not x.isfinite().all():
         raise UserError(f'images must be finite numbers, got {x.dtype}')
     low, high = x.min().item(), x.max().item()
@@ -87,7 +89,9 @@ def _bytes_of(x: Tensor, value_range) -> Tensor:  # uint8, from any range that i
             likely = [r for r in _readings if r[0] <= low and high <= r[1]]
             said = ' or '.join(f'value_range={r} {_readings[r]}' for r in likely) or 'value_range=(black, white)'
             raise UserError(f'images are {x.dtype} from {low:g} to {high:g}; say what is meant: {said}')
-    black, white = value_range
+    try: black, white = map(float, value_range)
+    except (TypeError, ValueError): black = white = 0.
+    if not black != white: raise UserError(f'value_range must be the values of black and white, got {value_range!r}')
     if low < min(black, white) or high > max(black, white):
         raise UserError(f'images must be in the stated range {tuple(value_range)}, got {low:g} to {high:g}')
     return ((x.double() - black) * (255 / (white - black))).round().to(torch.uint8)
@@ -97,6 +101,8 @@ def _channels_first(x: Tensor, layout) -> Tensor:  # (N, C, H, W)
     if x.dim() != 4:
         raise UserError(f'images must be (N, H, W), (N, H, W, C) or (N, C, H, W), vectors (N, D), got {tuple(x.shape)}')
     first, last = x.shape[1] in (1, 3), x.shape[3] in (1, 3)
+    if layout is not None and not dict(NCHW=first, NHWC=last)[check_name('layout', layout, ['NCHW', 'NHWC'])]:
+        raise UserError(f'images of layout {layout} must have 1 or 3 channels there, got {tuple(x.shape)}')
     if first and last and layout is None:
         raise UserError(f"images of shape {tuple(x.shape)} have two readings; say layout='NCHW' or layout='NHWC'")
     if not (first or last): raise UserError(f'images must have 1 or 3 channels, first or last, got {tuple(x.shape)}')
@@ -114,11 +120,12 @@ def _as_tensor(images) -> Tensor:
     except (TypeError, ValueError) as error: raise UserError(f'images must be an array of numbers: {error}') from None
 
 def _as_labels(labels) -> tuple:  # (N,) numbers or words, as an array
-    y = labels.cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    try: y = labels.cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    except ValueError as error: raise UserError(f'labels must be one for each image: {error}') from None
     if y.ndim == 2 and y.shape[1] == 1: y = y[:, 0]
     words = y.dtype.kind in 'US'
-    if y.ndim != 1 or not words and (y.dtype.kind not in 'iuf' or (y != np.round(y)).any() or (y < 0).any()):
-        raise UserError(f'labels must be one whole number from 0 up, or one word, for each image, got {y.dtype} '
+    if y.ndim != 1 or not words and (y.dtype.kind not in 'iuf' or not np.isfinite(y).all() or (y != np.round(y)).any() or (y < 0).any() or (y >= 10_000).any()):
+        raise UserError(f'labels must be one whole number from 0 to 9,999, or one word, for each image, got {y.dtype} '
                         f'{y.shape}')
     return y
 
@@ -144,8 +151,8 @@ def _held_out(images: ImageSet, fraction: float) -> Tensor:  # (N,), true for wh
     out, labels = places < fraction, torch.zeros(len(images)) if images.labels is None else images.labels
     for c in labels.unique():  # every class is on both sides, where it has two different images
         members = (labels == c).nonzero().flatten()
-        order = members[places[members].argsort()]
-        if places[order[0]] < places[order[-1]]: out[order[0]], out[order[-1]] = True, False
+        lowest, highest = places[members].min(), places[members].max()
+        if lowest < highest: out[members[places[members] == lowest]], out[members[places[members] == highest]] = True, False
     if out.all() or not out.any():
         raise UserError(f'{len(images)} images cannot be split; at least 2 different ones are needed')
     return out
@@ -192,7 +199,8 @@ class ImageData:
         return digest.hexdigest()[:16]
 
     def hold_out(self, fraction: float = 0.1) -> 'ImageData':
-        "The same set with a part of `train` as `valid`; the same images on every call."
+        "The same set with a part of `train` as `valid`, the same images on every call; raises ValueError where it has one."
+        if self.valid is not None: raise UserError(f'{self.name} has a part for validation already, of {len(self.valid)} images')
         train, valid = split_by_content(self.train, fraction)
         return replace(self, name=f'{self.name}/validation', train=train, valid=valid)
 
@@ -214,6 +222,18 @@ def _images_and_labels(images, labels):  # also from a torch Dataset of (image, 
         for p in pairs])
     return stacked, [int(p[1]) for p in pairs]
 
+def _number(labels: dict, names) -> tuple:  # labels of the parts as numbers, and the names of classes
+    if len({y.dtype.kind in 'US' for y in labels.values()}) > 1: raise UserError('labels must be words in all parts, or numbers in all')
+    if not labels: return labels, names
+    every = np.concatenate([y.astype(str) if y.dtype.kind in 'US' else y for y in labels.values()])
+    if every.dtype.kind not in 'US':
+        names = list(names or map(str, range(int(every.max()) + 1)))
+        if every.max() >= len(names): raise UserError(f'class_names must be {int(every.max()) + 1} or more, got {len(names)}')
+        return labels, names
+    names = list(names or np.unique(every).tolist())
+    for word in np.unique(every): check_name('class', str(word), names)
+    return {part: np.array([names.index(word) for word in y]) for part, y in labels.items()}, names
+
 @patch(cls_method=True)
 def from_arrays(cls: ImageData,
     train,  # as for `ImageSet.from_array`, or a torch Dataset of pairs (image, label)
@@ -228,15 +248,11 @@ def from_arrays(cls: ImageData,
     layout: str | None = None,  # 'NCHW' or 'NHWC', where the shape does not say it
 ) -> 'ImageData':
     "A data set from arrays; raises ValueError on what is no image, has two readings, or cannot be split."
-    given = {part: _images_and_labels(images, labels) for part, images, labels in
-             (('train', train, train_labels), ('test', test, test_labels), ('valid', valid, valid_labels))
-             if images is not None}
-    labels = {part: _as_labels(y) for part, (_, y) in given.items() if y is not None}
-    if any(y.dtype.kind in 'US' for y in labels.values()):
-        names = np.unique(np.concatenate([y.astype(str) for y in labels.values()]))
-        labels, class_names = {part: np.searchsorted(names, y)
-                               for part, y in labels.items()}, class_names or names.tolist()
-    elif labels: class_names = class_names or [str(i) for i in range(int(max(y.max() for y in labels.values())) + 1)]
+    every = dict(train=(train, train_labels), test=(test, test_labels), valid=(valid, valid_labels))
+    if alone := [part for part, (images, labels) in every.items() if images is None and (part == 'train' or labels is not None)]:
+        raise UserError(f'there are no images for {alone[0]}')
+    given = {part: _images_and_labels(*pair) for part, pair in every.items() if pair[0] is not None}
+    labels, class_names = _number({part: _as_labels(y) for part, (_, y) in given.items() if y is not None}, class_names)
     sets = {part: ImageSet.from_array(x, labels.get(part), value_range, layout) for part, (x, _) in given.items()}
     if 'test' not in sets: sets['train'], sets['test'] = split_by_content(sets['train'], 0.2)
     return cls(name, sets['train'], sets['test'], sets.get('valid'), class_names)
@@ -499,14 +515,14 @@ def load_npz(
     if not path.is_file(): raise FileNotFoundError(f'no file {str(path)!r}')
     try:
         with np.load(path, allow_pickle=False) as file: arrays = {key: file[key] for key in file.files}
-    except (ValueError, OSError, EOFError, zlib.error, KeyError, AttributeError) as error:
-        raise UserError(f'{path} cannot be read as numpy arrays: {str(error).splitlines()[0]}') from None
+    except Exception as error:  # a damaged archive has many ways to say so
+        raise UserError(f'{path} cannot be read as numpy arrays: {type(error).__name__} {error}') from None
     keys = [f'{part}_{what}' for part in ('train', 'test', 'val') for what in ('images', 'labels')]
     if 'train_images' not in arrays:
         raise UserError(f'{path} must have some of {", ".join(keys)}, it has {", ".join(arrays) or "nothing"}')
     if size:
         for key in (k for k in keys if k.endswith('images') and k in arrays):
-            arrays[key] = np.stack([_fit(a, size) for a in arrays[key]])
+            arrays[key] = np.stack([_fit(np.squeeze(a), size) for a in arrays[key]])
     return ImageData.from_arrays(*[arrays.get(key) for key in keys], name=f'npz:{path}')
 
 # %% ../nbs/06_data.ipynb #98e34aa2
@@ -539,7 +555,9 @@ def load_data(
     download: bool = True,  # fetch what is not there; else FileNotFoundError
 ) -> ImageData:
     "A data set by name; raises ValueError on unknown names and unusable files, ConnectionError when a download fails."
-    kind, _, path = check_data_name(name).partition(':')
+    kind, _, path = check_data_name(name := str(name)).partition(':')
+    if image_size is not None and (not isinstance(image_size, int) or isinstance(image_size, bool) or image_size < 1):
+        raise UserError(f'image_size must be a number of pixels, got {image_size!r}')
     if image_size is not None and not path:
         raise UserError(f"image_size is for 'folder:PATH' and 'npz:FILE', {name} has images of one size")
     whole = name.removesuffix('/validation')

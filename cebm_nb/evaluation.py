@@ -33,8 +33,9 @@ from .representation import (balanced_draw, component_record, encode_images, few
 from .samples import (chain_diagnostics, chain_paths, distance_records, frechet_distance, inception_features,
                              sample_images, train_features)
 from .settings import UserError, check_name
-from .storage import load_weights, read_json, save_weights, write_atomically, write_json, write_lock
+from .storage import checksum, load_weights, read_json, save_weights, write_atomically, write_json, write_lock
 from .trainer import Trainer
+from .zoo import model_config
 
 # %% ../nbs/15_evaluation.ipynb #307292fe
 @dataclass
@@ -200,10 +201,10 @@ def part_key(part: str) -> str:
     "The key of a part in `eval.json`."
     return part.replace('-', '_')
 
-def _stamp(s, on):  # what all parts of one evaluation share
+def _stamp(s, on, data):  # what all parts of one evaluation share
     finished = (s.run.config['run']['finished'] or {}) if s.run else {}
-    return dict(data=s.data.name, fingerprint=s.data.fingerprint, on=on, train_images=len(s.data.train),
-                test_images=len(s.data.test), model=s.name, updates=finished.get('updates'))
+    return dict(data=data.name, fingerprint=data.fingerprint, on=on, train_images=len(s.data.train), test_images=len(s.data.test),
+                model=s.name, weights=checksum(s.model.state_dict())[:16], updates=finished.get('updates'))
 
 def _earlier(folder, stamp):  # what an eval.json of the same model and data holds; another one is set aside
     path = Path(folder) / 'eval.json'
@@ -238,6 +239,11 @@ def evaluate(
     """Evaluate a model on images it has not seen, with the pixels beside it; raises ValueError on unknown parts and
     other shapes."""
     run, model = (model, model.model) if hasattr(model, 'folder') else (None, model)
+    if not isinstance(model, nn.Module): raise UserError(f'model must be an nn.Module or a Run, got {model!r}; see load_model')
+    if not isinstance(data, ImageData): raise UserError(f'data must be an ImageData, got {data!r}; see load_data')
+    labels = tuple(labels) if isinstance(labels, (tuple, list)) else (labels,)
+    if draws < 1 or not all(n == 'all' or isinstance(n, int) and n > 0 for n in labels):
+        raise UserError(f"draws must be at least 1, labels numbers from 1 or 'all', got {draws} and {labels}")
     parts = [check_name('part', part, evaluation_parts) for part in (evaluation_parts if parts is None else parts)]
     shape = getattr(model, 'in_shape', None)
     if shape and tuple(shape) != data.in_shape:
@@ -246,10 +252,10 @@ def evaluate(
                     list(data.parts))
     name = name or (run.name if run else type(model).__name__)
     subject = Subject(model, replace(data, test=data.parts[on], valid=None), name, run,
-                      tuple(labels), draws, root, device, {} if shared is None else shared)
+                      labels, draws, root, device, {} if shared is None else shared)
     if folder: Path(folder).mkdir(parents=True, exist_ok=True)
     with write_lock(folder, 'eval') if folder else nullcontext(), exact_convolutions(pick_device(device)):
-        return _evaluate(subject, parts, _stamp(subject, on), folder, tell)
+        return _evaluate(subject, parts, _stamp(subject, on, data), folder, tell)
 
 # %% ../nbs/15_evaluation.ipynb #44f0341c
 def _evaluate(s, parts, stamp, folder, tell) -> dict:
@@ -388,7 +394,7 @@ class Validation:
         row = dict(step=trainer.step) | self.measure(trainer)
         if row['healthy'] and self.score(row) > self.best:
             self.best = self.score(row)
-            about = dict(model=getattr(trainer.model, 'config', None)) | row
+            about = dict(model=model_config(trainer.model)) | row
             save_weights(self.folder / 'best.safetensors', trainer.average.state_dict(), about)
         self.rows.append(row)
         write_atomically(self.folder / 'health.csv', lambda p: pd.DataFrame(self.rows).to_csv(p, index=False))
@@ -400,9 +406,11 @@ class Validation:
             self.best = self.score(load_weights(self.folder / 'best.safetensors')[1])  # also behind a rollback
         except (FileNotFoundError, ValueError, KeyError): self.best = -math.inf
         order = torch.randperm(len(trainer.images), generator=torch.Generator().manual_seed(0))[:self.images]
-        some, held_out = trainer.images.subset(order.to(trainer.device)), trainer.data.valid
+        some, held_out = trainer.images.subset(order), trainer.data.valid
         self.halves = [some.subset(slice(i, None, 2)) for i in (0, 1)]
-        if held_out is not None: self.halves[1] = held_out.subset(slice(self.images // 2)).to(trainer.device)
+        if held_out is not None and (some.labels is None or held_out.labels is not None):
+            order = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(0))[:self.images // 2]
+            self.halves[1] = held_out.subset(order).to(trainer.device)
         pixels = self.halves[0].serve(device='cpu').flatten(1).numpy()
         self.centre = pixels.mean(0)
         self.directions = np.linalg.svd(pixels - self.centre, full_matrices=False)[2][:32].T

@@ -224,9 +224,9 @@ class FrozenEnergy:
     def _value(self, x) -> Tensor:  # in the precision of this energy, whatever surrounds it
         with exact_convolutions(self.device), _no_autocast(self.device):
             with torch.autocast(self.device.type, torch.bfloat16, self.half): value = self.energy(x)
-        if value.shape != (len(x),):
-            raise UserError(f'an energy must be one number for each input, of shape ({len(x)},), got '
-                            f'{tuple(value.shape)}')
+        shape = tuple(getattr(value, 'shape', ()))
+        if shape != (len(x),):
+            raise UserError(f'an energy must be one number for each input, of shape ({len(x)},), got {shape}')
         return value
 
 # %% ../nbs/20_fast.ipynb #61cff17a

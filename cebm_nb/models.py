@@ -133,7 +133,7 @@ def energy_function(
     model: nn.Module,  # with an `energy`
 ) -> Callable:  # from (B, ...) to (B,)
     "The energy of a model without the look at its inputs, for chains and training."
-    own = type(model).energy is not Energy.energy or 'energy' in vars(model)
+    own = getattr(type(model), 'energy', None) is not Energy.energy or 'energy' in vars(model)
     return model.energy if own else model
 
 # %% ../nbs/02_models.ipynb #e266e740

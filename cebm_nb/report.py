@@ -24,7 +24,7 @@ from .evaluation import (evaluation_parts, evaluation_tables, few_label_table, n
                                 part_titles)
 from .plots import plot_few_label, plot_learning, save_figure
 from .settings import MODELS, Config, UserError, extra, read_document
-from .storage import load_weights, read_json, save_weights, write_atomically
+from .storage import checksum, load_weights, read_json, save_weights, write_atomically
 from .zoo import load_model, read_config
 
 # %% ../nbs/16_report.ipynb #00a8ead3
@@ -84,6 +84,9 @@ def read_run(folder: Path) -> EvaluatedRun:
         for part in evaluation_parts: result[part_key(part)]
         if result['data'] == config['data'] and result['fingerprint'] != config['run']['data']:
             raise UserError(f'{path} is of other images than those that {config["data"]} had in training')
+        weights = _run_folder(folder) / ('best.safetensors' if folder.name == 'best' else 'model.safetensors')
+        if result['weights'] != checksum(load_weights(weights)[0])[:16]:
+            raise UserError(f'{path} is of other weights than {weights}; evaluate again with: cebm eval {folder}')
         return EvaluatedRun(folder, config, result)
     except (KeyError, TypeError) as error:
         raise UserError(f'{path} is damaged, it has no {error}; evaluate again with: cebm eval {folder}') from None
@@ -93,7 +96,8 @@ def read_runs(
 ) -> list:  # of EvaluatedRun
     "Evaluated runs, each with a title of its own; raises ValueError or FileNotFoundError on folders that are not."
     runs = [read_run(Path(folder)) for folder in folders]
-    names = [(run.config['model'], run.result['data']) for run in runs]
+    names, on = [(run.config['model'], run.result['data']) for run in runs], {run.result['on'] for run in runs}
+    if len(on) > 1: raise UserError(f'runs must all be evaluated on one part of their data, got {" and ".join(sorted(on))}')
     for run, name in zip(runs, names): run.title = name[0] if names.count(name) == 1 else f'{name[0]} ({run.name})'
     if len({(run.title, run.result['data']) for run in runs}) < len(runs):
         raise UserError(f'runs must be different folders with different names, got '
@@ -303,7 +307,7 @@ def _section(runs, out, root, with_pictures):
     merged, notes = merge_results(runs)
     figures, slug = section_figures(runs, merged, root) if with_pictures else {}, ''.join(c if c.isalnum() else '-'
         for c in data)
-    lines = [f'## {data}', f'{first["train_images"]:,} training and {first["test_images"]:,} test images. '
+    lines = [f'## {data}', f'{first["train_images"]:,} training and {first["test_images"]:,} {first["on"]} images. '
              f'{machines(runs)}', markdown_table(runs_table(runs))]
     if 'learning' in figures:
         save_figure(figures.pop('learning')['learning'], out / 'figures' / f'{slug}-learning.png')

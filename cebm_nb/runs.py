@@ -29,7 +29,7 @@ from .fast import pick_device
 from .settings import MODELS, Budget, Config, UserError, change, check_name, energy_presets, trainable_names
 from .storage import load_weights, save_weights, write_atomically, write_json, write_lock
 from .trainer import DivergenceError, EnergyTrainer, Trainer
-from .zoo import create_model, load_model, model_from_config, read_config
+from .zoo import check_same, create_model, load_model, model_config, model_from_config, read_config
 
 # %% ../nbs/19_runs.ipynb #fd9a1420
 class Checkpoints:
@@ -151,7 +151,7 @@ class Saver:
         "Write checkpoint, model and record now."
         self.checkpoints.save(trainer)
         save_weights(self.folder / 'model.safetensors', trainer.average.state_dict(),
-                     dict(model=getattr(trainer.model, 'config', None)))
+                     dict(model=model_config(trainer.model)))
         self.record(trainer, status)
         self.last, self.saved = time.monotonic(), trainer.step
 
@@ -268,6 +268,7 @@ def as_data(
 
 def trainer_class(model: nn.Module) -> type:
     "The trainer for a model: the one that its class names as `trainer`, or `EnergyTrainer` where it has an `energy`."
+    if not isinstance(model, nn.Module): raise UserError(f'model must be a name or an nn.Module, got {model!r}')
     if hasattr(type(model), 'trainer'): return type(model).trainer
     if callable(getattr(model, 'energy', None)): return EnergyTrainer
     raise UserError(f'{type(model).__name__} has no energy(x) and no trainer and cannot be trained; '
@@ -275,8 +276,8 @@ def trainer_class(model: nn.Module) -> type:
 
 def model_presets(model: nn.Module) -> dict:
     "The presets for a model by name, or for those of its trainer."
-    name = getattr(model, 'config', {}).get('name')
-    return MODELS[name].presets if name in MODELS else getattr(trainer_class(model), 'presets', energy_presets)
+    config = model_config(model)
+    return MODELS[config['name']].presets if config else getattr(trainer_class(model), 'presets', energy_presets)
 
 # %% ../nbs/19_runs.ipynb #823500c2
 def train(
@@ -306,9 +307,14 @@ def train(
     if isinstance(sampler, dict): sampler, settings = None, settings | dict(sampler=sampler)
     pick_device(device)  # what can be told before anything is loaded, is
     check_name('model', model, trainable_names()) if isinstance(model, str) else trainer_class(model)
+    if options is not None and not isinstance(options, dict): raise UserError(f'options must be names and values, got {options!r}')
+    if image_size is not None and named is None: raise UserError('image_size is for folders and npz files, these data are loaded')
     data = as_data(data, root, image_size)
+    if data.skipped: print(data.note)
     if isinstance(model, str): model = create_model(model, data.in_shape, seed, **options or {})
-    name, presets = getattr(model, 'config', {}).get('name', type(model).__name__), model_presets(model)
+    elif options: raise UserError(f'options are those of models by name, got {options} for {type(model).__name__}')
+    made = model_config(model) or dict(name=type(model).__name__)
+    name, presets = made['name'], model_presets(model)
     chosen = change(presets[check_name('preset', preset, list(presets))], settings)
     config = Config(named or data.name, name, preset, seed, Budget(steps, epochs, minutes), device, precision,
                     image_size, save_every, validate_every)
@@ -318,7 +324,7 @@ def train(
     run = dict(in_shape=list(data.in_shape), data=data.fingerprint, device=str(trainer.device), versions=versions(),
                own={k: getattr(v, '__name__', type(v).__name__) for k, v in own.items() if v}, rollbacks=[],
                finished=None)
-    made = {k: v for k, v in getattr(model, 'config', {}).items() if k not in ('name', 'in_shape', 'seed')}
+    made = {k: v for k, v in made.items() if k not in ('name', 'in_shape', 'seed')}
     document = asdict(replace(config, settings=chosen)) | dict(options=made, run=run)
     folder.mkdir(parents=True, exist_ok=True)
     with write_lock(folder):
@@ -331,6 +337,8 @@ def train(
 def make_trainer(model, data, settings, config, **own) -> Trainer:
     "The trainer of a model for a run; raises ValueError where sampler or objective are given to one that has none."
     given = {k: v for k, v in own.items() if v is not None}
+    for name, value in given.items():
+        if not callable(value): raise UserError(f'{name} must be a function, got {value!r}')
     cls = trainer_class(model)
     if given and not issubclass(cls, EnergyTrainer):
         raise UserError(f'{" and ".join(given)} are for models with an energy, {config.model} has none')
@@ -407,7 +415,10 @@ def resume(
         if missing := {k: name for k, name in document['run'].get('own', {}).items() if own[k] is None}:
             words = ' and '.join(f'the {k} {name}' for k, name in missing.items())
             raise UserError(f'the run was trained with {words} of yours; pass {" and ".join(f"{k}=" for k in missing)}')
-        model = model or model_from_config(document, folder / 'config.json')
+        if added := [k for k, value in own.items() if value is not None and k not in document['run']['own']]:
+            raise UserError(f'the run was trained without {" and ".join(added)} of yours; leave out {added[0]}=')
+        model = model_from_config(document, folder / 'config.json') if model is None else model
+        check_same(model, load_weights(folder / 'model.safetensors')[1].get('model'), folder / 'model.safetensors')
         try:
             plain = {k: v for k, v in document.items() if k not in ('run', 'options', 'settings', 'budget')}
             budget, settings = Budget(**document['budget']), change(model_presets(model)['paper'], document['settings'])

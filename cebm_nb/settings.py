@@ -59,7 +59,10 @@ class Registry(dict):
 
     def register(self, name: str) -> Callable:
         "A decorator that puts what it decorates under a name."
-        return lambda thing: self.setdefault(name, thing) and thing
+        def put(thing):
+            self[name] = thing
+            return thing
+        return put
 
 # %% ../nbs/03_settings.ipynb #d22a5d72
 FAMILIES = Registry('family', gaussian='cebm_nb.families:Gaussian')
@@ -114,6 +117,7 @@ class SamplerSettings:
     def __post_init__(self):
         check_types(self)
         check_numbers(self, 'step_size steps clamp', 'noise_std')
+        check_name('sampler', self.name, list(SAMPLERS))
 
 @dataclass(frozen=True)
 class BufferSettings:
@@ -196,7 +200,7 @@ def change(
     "The settings with changes; raises UserError on unknown names and on values that make no sense."
     new = {}
     for name, value in changes.items():
-        check_name('setting', where + name, [where + f.name for f in fields(settings)])
+        check_name('setting', f'{where}{name}', [where + f.name for f in fields(settings)])
         now = getattr(settings, name)
         if is_dataclass(now) and not isinstance(value, type(now)):
             if not isinstance(value, dict): raise UserError(f'{where}{name} must be names and values, got {value!r}')
@@ -232,6 +236,14 @@ bigan_presets = dict(
 class ModelOptions:
     "Options that every model has."
     latent_dim: int = 128  # latent dimensions D
+
+    def __post_init__(self):
+        check_types(self)
+        for name in {'latent_dim', 'components'} & {f.name for f in fields(self)}:
+            value = getattr(self, name)
+            if not 1 <= value <= 2**16: raise UserError(f'{name} must be at least 1 and at most {2**16}, got {value}')
+        for name, known in dict(family=FAMILIES, encoder=ENCODERS).items():
+            if getattr(self, name, None) is not None: check_name(name, getattr(self, name), list(known))
 
 @dataclass(frozen=True)
 class CEBMOptions(ModelOptions):
@@ -351,7 +363,8 @@ def read_document(
     document: dict,  # names and values, as in config.json; what is missing is the preset's
 ) -> Config:
     "The configuration that a document describes; raises UserError with the name of what is wrong."
-    if not isinstance(document, dict): raise UserError(f'a configuration must be names and values, got {document!r}')
+    if not isinstance(document, dict) or not all(isinstance(name, str) for name in document):
+        raise UserError(f'a configuration must be names and values, got {document!r}')
     document = {name: value for name, value in document.items() if name != 'run'}
     model, preset = document.get('model', 'cebm'), document.get('preset', 'cpu')
     kind = MODELS.find(check_name('model', model, trainable_names()))

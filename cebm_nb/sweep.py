@@ -119,6 +119,7 @@ def row_command(
 ) -> str:
     "The `cebm train` command that does what a row of a grid does."
     command = training_command(asdict(read_document(row.document)) | dict(run={}))
+    if row.root: command += f' --root {shlex.quote(row.root)}'
     return f'{command} --out {shlex.quote(f"{out}/{row.name}")}'
 
 # %% ../nbs/22_sweep.ipynb #5367753f
@@ -246,7 +247,8 @@ def evaluate(self: _Sweep, data, place):  # whatever of this data set is trained
     if not rows: return
     self.tell(f'{data}: evaluating {len(rows)} {"run" if len(rows) == 1 else "runs"}')
     wrong = self.run('evaluate', dict(runs=[str(self.out / row.name) for row in rows], parts=self.grid.parts,
-                                      draws=self.grid.draws) | place, f'{file_name(str(data))}-evaluate')
+                                      draws=self.grid.draws) | place | (dict(root=rows[0].root) if rows[0].root else {}),
+                     f'{file_name(str(data))}-evaluate')
     if wrong: self.failures[data] = wrong
     self.tell(f'{data}: {wrong or "evaluated"}')
 

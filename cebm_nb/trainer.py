@@ -23,7 +23,7 @@ from .fast import CUDAGraphs, FrozenEnergy, channels_last, exact_convolutions, m
 from .models import energy_function
 from .settings import SAMPLERS, Budget, EnergySettings, Settings, UserError, change
 from .sgld import ReplayBuffer
-from .storage import check_tensors
+from .storage import check_tensors, first_line
 
 # %% ../nbs/05_trainer.ipynb #abba5997
 def _mean(energy, counted):
@@ -121,7 +121,7 @@ def check_fit(model: nn.Module, data, settings: Settings):
     shape, weights = getattr(model, 'in_shape', None), list(model.parameters())
     if not hasattr(data, 'train') or not hasattr(data, 'in_shape'):
         raise UserError(f'data must be an ImageData, got {type(data).__name__}; make one with ImageData.from_arrays')
-    if not weights: raise UserError(f'{type(model).__name__} has no weights to train')
+    if not any(p.requires_grad for p in weights): raise UserError(f'{type(model).__name__} has no weights to train')
     if any(p.is_floating_point() and p.dtype != torch.float32 for p in weights):
         raise UserError(f"weights in {weights[0].dtype} cannot be trained; use model.float(), and precision= for speed")
     if shape is not None and tuple(shape) != data.in_shape:
@@ -350,13 +350,17 @@ class EnergyTrainer(Trainer):
 
 # %% ../nbs/05_trainer.ipynb #142c4b00
 def try_energy(energy: FrozenEnergy, data):
-    "Raises ValueError where an energy cannot read the data, or is not one number for each image that depends on it."
-    model, training = energy.model, energy.model.training
+    "Raises ValueError where an energy cannot read the data, is not one number for each image, or depends on chance."
+    model, name, training = energy.model, type(energy.model).__name__, energy.model.training
+    noisy = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) or getattr(m, 'p', 0)]
+    if noisy:
+        raise UserError(f'{name} has {type(noisy[0]).__name__}: the energy of an image must depend neither on the others of '
+                        'its batch nor on chance; leave it out')
     x = data.train.serve(slice(2)).to(energy.device)
     try: _, gradient = FrozenEnergy(model.eval(), 'float32').value_and_gradient(x)
-    except (RuntimeError, TypeError) as error:
-        raise UserError(f'{type(model).__name__}.energy cannot read images of shape {tuple(x.shape)}: '
-                        f'{str(error).splitlines()[0]}') from None
+    except UserError: raise
+    except Exception as error:
+        raise UserError(f'{name}.energy cannot read images of shape {tuple(x.shape)}: {first_line(error)}') from None
     finally: model.train(training)
 
 # %% ../nbs/05_trainer.ipynb #ca079d74

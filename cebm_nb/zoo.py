@@ -4,22 +4,24 @@
 
 # %% auto #0
 __all__ = ['pretrained_folder', 'make_encoder', 'make_prior', 'create_cebm', 'create_igebm', 'create_vae', 'create_bigan',
-           'create_model', 'read_config', 'model_from_config', 'pretrained_names', 'model_from_file', 'read_card',
-           'load_model']
+           'create_model', 'read_config', 'model_config', 'check_same', 'model_from_config', 'pretrained_names',
+           'model_from_file', 'read_card', 'load_model']
 
 # %% ../nbs/18_zoo.ipynb #933d9b49
 import difflib
 import importlib
+import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from .conjugacy import MixturePrior, Prior
+from .fast import pick_device
 from .models import CEBM, IGEBM, seeded
-from .settings import ENCODERS, FAMILIES, MODELS, UserError, change, check_name
+from .settings import ENCODERS, FAMILIES, MODELS, Config, UserError, change, check_name, read_document
 from .storage import first_line, load_tensors, load_weights, read_json, save_weights, write_json
 
 # %% ../nbs/18_zoo.ipynb #3a62a29c
@@ -91,10 +93,6 @@ def create_model(
     from cebm_nb.encoders import check_in_shape
     kind, in_shape = MODELS.find(name), check_in_shape(in_shape)
     chosen = asdict(change(kind.options(), options))
-    for option in ('latent_dim', 'components'):
-        value = chosen.get(option, 1)
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 2**16:
-            raise UserError(f'{option} must be a whole number, at least 1 and at most {2**16}, got {value!r}')
     if not isinstance(seed, int) or isinstance(seed, bool) or abs(seed) > 2**62:
         raise UserError(f'seed must be a whole number, got {seed!r}')
     create = kind.create
@@ -118,6 +116,22 @@ def read_config(
         list):
         raise UserError(f'{path} does not describe a model')
     return config
+
+def model_config(model: nn.Module) -> dict | None:
+    "The arguments of `create_model` that made a model; None for one of your own."
+    config = getattr(model, 'config', None)
+    return config if isinstance(config, dict) and config.get('name') in MODELS else None
+
+def check_same(
+    model: nn.Module,  # the one at hand
+    described: dict | None,  # the `model_config` that was written with weights
+    path: Path,  # the file they come from, for the message
+):
+    "Raises ValueError where a model is of another architecture than the weights of a file, or is a class."
+    if not isinstance(model, nn.Module): raise UserError(f'model must be an nn.Module, got {model!r}')
+    config = model_config(model)
+    if json.loads(json.dumps(config)) != described:
+        raise UserError(f'{path} holds another model: {described}, against {config}')
 
 def model_from_config(
     config: dict,  # what config.json holds
@@ -176,7 +190,7 @@ def load_model(
     folder = Path(name)
     if not folder.is_dir():
         if folder.suffix == '.safetensors' or str(name) in pretrained_names():
-            return model_from_file(_pretrained(name)).to(device).eval()
+            return model_from_file(_pretrained(name)).to(pick_device(device)).eval()
         near = difflib.get_close_matches(str(name), pretrained_names(), n=1, cutoff=0.8)
         if near:
             raise FileNotFoundError(f'no run folder {str(name)!r}; did you mean {near[0]!r}, which comes with this '
@@ -186,8 +200,6 @@ def load_model(
         raise FileNotFoundError(f'{str(folder)!r} has no {file}; the run did not get as far as saving one')
     if model is None: model = model_from_config(config, folder / 'config.json')
     tensors, record = load_weights(path)
-    if record.get('model') != getattr(model, 'config', None):
-        raise UserError(f'{path} holds another model than {folder / "config.json"} describes: {record.get("model")} '
-                        f'against {getattr(model, "config", None)}')
+    check_same(model, record.get('model'), path)
     load_tensors(model, tensors, path)
-    return model.to(device).eval()
+    return model.to(pick_device(device)).eval()

@@ -1,9 +1,11 @@
 """All eight names behind one interface, at every size; models that cannot be."""
+from dataclasses import asdict
+
 import pytest
 import torch
 
 from cebm_nb.runs import model_presets
-from cebm_nb.settings import MODELS, get_settings
+from cebm_nb.settings import MODELS, get_settings, read_document
 from cebm_nb.storage import save_weights, write_json
 from cebm_nb.zoo import create_model, load_model
 
@@ -36,7 +38,8 @@ def test_one_interface_at_every_size(name, shape):
 def test_saved_and_loaded_it_is_the_same(name, tmp_path):
     model = create_model(name, (1, 8, 8), latent_dim=5, seed=3).eval()
     options = {k: v for k, v in model.config.items() if k not in ('name', 'in_shape', 'seed')}
-    write_json(tmp_path / 'config.json', dict(model=name, seed=3, options=options, run=dict(in_shape=[1, 8, 8])))
+    document = asdict(read_document(dict(model=name, seed=3, options=options)))
+    write_json(tmp_path / 'config.json', document | dict(run=dict(in_shape=[1, 8, 8], data='', own={}, versions={}, rollbacks=[], finished=None)))
     save_weights(tmp_path / 'model.safetensors', model.state_dict(), dict(model=model.config))
     x = torch.rand(4, 1, 8, 8) * 2 - 1
     assert torch.equal(load_model(tmp_path).encode(x), model.encode(x))
