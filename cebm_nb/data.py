@@ -124,7 +124,8 @@ def _as_labels(labels) -> tuple:  # (N,) numbers or words, as an array
     except ValueError as error: raise UserError(f'labels must be one for each image: {error}') from None
     if y.ndim == 2 and y.shape[1] == 1: y = y[:, 0]
     words = y.dtype.kind in 'US'
-    if y.ndim != 1 or not words and (y.dtype.kind not in 'iuf' or not np.isfinite(y).all() or (y != np.round(y)).any() or (y < 0).any() or (y >= 10_000).any()):
+    if y.ndim != 1 or not words and (y.dtype.kind not in 'iuf' or not np.isfinite(y).all() or (y != np.round(y)).any()
+                                     or (y < 0).any() or (y >= 10_000).any()):
         raise UserError(f'labels must be one whole number from 0 to 9,999, or one word, for each image, got {y.dtype} '
                         f'{y.shape}')
     return y
@@ -152,7 +153,8 @@ def _held_out(images: ImageSet, fraction: float) -> Tensor:  # (N,), true for wh
     for c in labels.unique():  # every class is on both sides, where it has two different images
         members = (labels == c).nonzero().flatten()
         lowest, highest = places[members].min(), places[members].max()
-        if lowest < highest: out[members[places[members] == lowest]], out[members[places[members] == highest]] = True, False
+        if lowest < highest:
+            out[members[places[members] == lowest]], out[members[places[members] == highest]] = True, False
     if out.all() or not out.any():
         raise UserError(f'{len(images)} images cannot be split; at least 2 different ones are needed')
     return out
@@ -199,8 +201,10 @@ class ImageData:
         return digest.hexdigest()[:16]
 
     def hold_out(self, fraction: float = 0.1) -> 'ImageData':
-        "The same set with a part of `train` as `valid`, the same images on every call; raises ValueError where it has one."
-        if self.valid is not None: raise UserError(f'{self.name} has a part for validation already, of {len(self.valid)} images')
+        """The same set with a part of `train` as `valid`, the same images on every call; raises ValueError where it has
+        one."""
+        if self.valid is not None:
+            raise UserError(f'{self.name} has a part for validation already, of {len(self.valid)} images')
         train, valid = split_by_content(self.train, fraction)
         return replace(self, name=f'{self.name}/validation', train=train, valid=valid)
 
@@ -223,12 +227,14 @@ def _images_and_labels(images, labels):  # also from a torch Dataset of (image, 
     return stacked, [int(p[1]) for p in pairs]
 
 def _number(labels: dict, names) -> tuple:  # labels of the parts as numbers, and the names of classes
-    if len({y.dtype.kind in 'US' for y in labels.values()}) > 1: raise UserError('labels must be words in all parts, or numbers in all')
+    if len({y.dtype.kind in 'US' for y in labels.values()}) > 1:
+        raise UserError('labels must be words in all parts, or numbers in all')
     if not labels: return labels, names
     every = np.concatenate([y.astype(str) if y.dtype.kind in 'US' else y for y in labels.values()])
     if every.dtype.kind not in 'US':
         names = list(names or map(str, range(int(every.max()) + 1)))
-        if every.max() >= len(names): raise UserError(f'class_names must be {int(every.max()) + 1} or more, got {len(names)}')
+        if every.max() >= len(names):
+            raise UserError(f'class_names must be {int(every.max()) + 1} or more, got {len(names)}')
         return labels, names
     names = list(names or np.unique(every).tolist())
     for word in np.unique(every): check_name('class', str(word), names)
@@ -249,7 +255,8 @@ def from_arrays(cls: ImageData,
 ) -> 'ImageData':
     "A data set from arrays; raises ValueError on what is no image, has two readings, or cannot be split."
     every = dict(train=(train, train_labels), test=(test, test_labels), valid=(valid, valid_labels))
-    if alone := [part for part, (images, labels) in every.items() if images is None and (part == 'train' or labels is not None)]:
+    if alone := [part for part, (images, labels) in every.items() if images is None
+                 and (part == 'train' or labels is not None)]:
         raise UserError(f'there are no images for {alone[0]}')
     given = {part: _images_and_labels(*pair) for part, pair in every.items() if pair[0] is not None}
     labels, class_names = _number({part: _as_labels(y) for part, (_, y) in given.items() if y is not None}, class_names)

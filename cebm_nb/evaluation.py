@@ -28,7 +28,8 @@ from .detection import detection_records, detection_scores, outlier_sets, strang
 from .fast import exact_convolutions, pick_device
 from .models import Pixel
 from .plots import plot_chain_energies, plot_confusion, plot_few_label, plot_images, plot_rows, plot_scores, save_figure
-from .representation import (balanced_draw, component_record, encode_images, few_label, fit_classifier, kmeans_record,
+from .representation import (balanced_draw, component_record, encode_images, few_label, fit_classifier,
+                                    kmeans_record,
                                     neighbour_record)
 from .samples import (chain_diagnostics, chain_paths, distance_records, frechet_distance, inception_features,
                              sample_images, train_features)
@@ -203,7 +204,8 @@ def part_key(part: str) -> str:
 
 def _stamp(s, on, data):  # what all parts of one evaluation share
     finished = (s.run.config['run']['finished'] or {}) if s.run else {}
-    return dict(data=data.name, fingerprint=data.fingerprint, on=on, train_images=len(s.data.train), test_images=len(s.data.test),
+    return dict(data=data.name, fingerprint=data.fingerprint, on=on, train_images=len(s.data.train),
+                test_images=len(s.data.test),
                 model=s.name, weights=checksum(s.model.state_dict())[:16], updates=finished.get('updates'))
 
 def _earlier(folder, stamp):  # what an eval.json of the same model and data holds; another one is set aside
@@ -239,7 +241,8 @@ def evaluate(
     """Evaluate a model on images it has not seen, with the pixels beside it; raises ValueError on unknown parts and
     other shapes."""
     run, model = (model, model.model) if hasattr(model, 'folder') else (None, model)
-    if not isinstance(model, nn.Module): raise UserError(f'model must be an nn.Module or a Run, got {model!r}; see load_model')
+    if not isinstance(model, nn.Module):
+        raise UserError(f'model must be an nn.Module or a Run, got {model!r}; see load_model')
     if not isinstance(data, ImageData): raise UserError(f'data must be an ImageData, got {data!r}; see load_data')
     labels = tuple(labels) if isinstance(labels, (tuple, list)) else (labels,)
     if draws < 1 or not all(n == 'all' or isinstance(n, int) and n > 0 for n in labels):

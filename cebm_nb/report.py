@@ -20,7 +20,8 @@ import numpy as np
 import pandas as pd
 
 from .data import load_data
-from .evaluation import (evaluation_parts, evaluation_tables, few_label_table, neighbour_figures, ood_table, part_key,
+from .evaluation import (evaluation_parts, evaluation_tables, few_label_table, neighbour_figures, ood_table,
+                                part_key,
                                 part_titles)
 from .plots import plot_few_label, plot_learning, save_figure
 from .settings import MODELS, Config, UserError, extra, read_document
@@ -97,7 +98,8 @@ def read_runs(
     "Evaluated runs, each with a title of its own; raises ValueError or FileNotFoundError on folders that are not."
     runs = [read_run(Path(folder)) for folder in folders]
     names, on = [(run.config['model'], run.result['data']) for run in runs], {run.result['on'] for run in runs}
-    if len(on) > 1: raise UserError(f'runs must all be evaluated on one part of their data, got {" and ".join(sorted(on))}')
+    if len(on) > 1:
+        raise UserError(f'runs must all be evaluated on one part of their data, got {" and ".join(sorted(on))}')
     for run, name in zip(runs, names): run.title = name[0] if names.count(name) == 1 else f'{name[0]} ({run.name})'
     if len({(run.title, run.result['data']) for run in runs}) < len(runs):
         raise UserError(f'runs must be different folders with different names, got '
@@ -387,7 +389,8 @@ def card_text(
     card: dict,  # from `make_card`
 ) -> str:
     "A card as Markdown."
-    shape = (f"{card['model']}, trained without labels on the {card['train_images']:,} training images of {card['data']}: "
+    shape = (f"{card['model']}, trained without labels on the {card['train_images']:,} training images of "
+             f"{card['data']}: "
              f"`{card['command']}`, {card['updates']:,} updates in {card['minutes']} minutes")
     if card['best']:
         shape += f"; of these the model at update {card['best']:,}, which labels of training images have chosen"

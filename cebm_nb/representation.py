@@ -41,7 +41,8 @@ def encode_images(
     device = pick_device(device)
     model = channels_last(model.eval().to(device))
     with exact_convolutions(device): features = images.map(getattr(model, method), device, batch_size).float().numpy()
-    if features.ndim != 2: raise UserError(f'{method} must give (B, D), got (B, {", ".join(map(str, features.shape[1:]))})')
+    if features.ndim != 2:
+        raise UserError(f'{method} must give (B, D), got (B, {", ".join(map(str, features.shape[1:]))})')
     if not np.isfinite(features).all():
         raise UserError('the model gives representations that are not finite; it has diverged')
     return features

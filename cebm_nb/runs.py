@@ -307,8 +307,10 @@ def train(
     if isinstance(sampler, dict): sampler, settings = None, settings | dict(sampler=sampler)
     pick_device(device)  # what can be told before anything is loaded, is
     check_name('model', model, trainable_names()) if isinstance(model, str) else trainer_class(model)
-    if options is not None and not isinstance(options, dict): raise UserError(f'options must be names and values, got {options!r}')
-    if image_size is not None and named is None: raise UserError('image_size is for folders and npz files, these data are loaded')
+    if options is not None and not isinstance(options, dict):
+        raise UserError(f'options must be names and values, got {options!r}')
+    if image_size is not None and named is None:
+        raise UserError('image_size is for folders and npz files, these data are loaded')
     data = as_data(data, root, image_size)
     if data.skipped: print(data.note)
     if isinstance(model, str): model = create_model(model, data.in_shape, seed, **options or {})

@@ -247,7 +247,8 @@ def evaluate(self: _Sweep, data, place):  # whatever of this data set is trained
     if not rows: return
     self.tell(f'{data}: evaluating {len(rows)} {"run" if len(rows) == 1 else "runs"}')
     wrong = self.run('evaluate', dict(runs=[str(self.out / row.name) for row in rows], parts=self.grid.parts,
-                                      draws=self.grid.draws) | place | (dict(root=rows[0].root) if rows[0].root else {}),
+                                      draws=self.grid.draws) | place | (dict(root=rows[0].root) if rows[0].root
+                                          else {}),
                      f'{file_name(str(data))}-evaluate')
     if wrong: self.failures[data] = wrong
     self.tell(f'{data}: {wrong or "evaluated"}')

@@ -354,7 +354,8 @@ def try_energy(energy: FrozenEnergy, data):
     model, name, training = energy.model, type(energy.model).__name__, energy.model.training
     noisy = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) or getattr(m, 'p', 0)]
     if noisy:
-        raise UserError(f'{name} has {type(noisy[0]).__name__}: the energy of an image must depend neither on the others of '
+        raise UserError(f'{name} has {type(noisy[0]).__name__}: the energy of an image must depend neither on the '
+                        f'others of '
                         'its batch nor on chance; leave it out')
     x = data.train.serve(slice(2)).to(energy.device)
     try: _, gradient = FrozenEnergy(model.eval(), 'float32').value_and_gradient(x)

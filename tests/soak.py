@@ -29,7 +29,7 @@ def main():
     rng, begun, kills, memory = random.Random(0), time.monotonic(), 0, []
     command = ['--data', options.data, '--model', options.model, '--steps', options.steps, '--out', options.out]
     while True:
-        process, ends = subprocess.Popen([BIN / 'train', *command, '--quiet'], stdout=subprocess.DEVNULL), time.monotonic() + rng.uniform(0.5, 1.5) * options.every
+        process, ends = subprocess.Popen([BIN / 'cebm', 'train', *command, '--quiet'], stdout=subprocess.DEVNULL), time.monotonic() + rng.uniform(0.5, 1.5) * options.every
         peaks = []
         while process.poll() is None and time.monotonic() < ends:
             time.sleep(1)

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from scipy.linalg import sqrtm
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
@@ -23,6 +22,7 @@ from cebm_nb.evaluation import evaluate, evaluation_parts, part_key
 from cebm_nb.zoo import create_model
 from cebm_nb.representation import nearest_neighbours
 from cebm_nb.samples import frechet_distance
+from cebm_nb.storage import load_weights, save_weights
 
 rng = np.random.default_rng(0)
 
@@ -175,8 +175,8 @@ def test_a_run_without_its_chains_is_evaluated_from_noise(folder):
 
 def test_chains_that_leave_for_infinity_are_told(folder):
     shutil.copytree(folder / 'cebm', folder / 'wild')
-    weights = load_file(folder / 'wild' / 'model.safetensors')
-    save_file({k: v * 1e6 for k, v in weights.items()}, folder / 'wild' / 'model.safetensors')
+    weights, record = load_weights(folder / 'wild' / 'model.safetensors')
+    save_weights(folder / 'wild' / 'model.safetensors', {k: v * 1e6 for k, v in weights.items()}, record)
     status, out, err = call(folder, 'eval', 'wild', '--only', 'samples')
     assert status == 0 and 'samples are not finite' in out, err
     assert all(r['frechet'] is None for r in json.loads((folder / 'wild' / 'eval.json').read_text())['samples'] if 'steps' in r['images'])
@@ -199,7 +199,7 @@ def test_reports_want_evaluated_runs_that_are_whole(folder):
     shutil.copytree(folder / 'vae', folder / 'plain')
     (folder / 'plain' / 'eval.json').unlink(missing_ok=True)
     status, _, err = call(folder, 'report', 'plain')
-    assert status == 2 and 'evaluate it with: cebm_eval plain' in err
+    assert status == 2 and 'evaluate it with: cebm eval plain' in err
     (folder / 'plain' / 'eval.json').write_text('{"few_label": [')
     status, _, err = call(folder, 'report', 'plain')
     assert status == 2 and 'damaged' in err and len(err.splitlines()) == 1
