@@ -1,33 +1,15 @@
-"""The commands as a user types them: real processes, real files."""
+"""What the commands do, say and refuse."""
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
+from commands import SMALL, call, run_lines, start
 from safetensors.torch import load_file
-
-BIN = Path(sys.executable).parent
-SMALL = '--data digits --preset smoke --latent_dim 16 --validate-every 0'.split()
-
-
-def hear_ctrl_c(): signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell tells its background jobs to ignore it, and they their children
-
-
-def start(cwd, command, *args, **options):
-    options = dict(preexec_fn=hear_ctrl_c) | options
-    return subprocess.Popen([BIN / 'cebm', command, *map(str, args)], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
-
-
-def call(cwd, command, *args):
-    process = start(cwd, command, *args)
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
 
 
 @pytest.fixture(scope='module')
@@ -186,29 +168,6 @@ WRONG = [  # what a user may type, and a word of the one line that tells
     ('sample run --out picture.jpg', '.png'),
     ('trian', "did you mean 'train'"),
 ]
-
-DRIVER = '''
-import contextlib, io, json, sys
-from cebm_nb.cli import main
-results = []
-for arguments in json.load(sys.stdin):
-    out, err, status = io.StringIO(), io.StringIO(), 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try: main(arguments)
-        except SystemExit as end: status = end.code
-        except BaseException as error: status = repr(error)
-    results.append([status, err.getvalue()])
-json.dump(results, sys.stdout)
-'''
-
-
-def run_lines(lines, cwd, tmp):  # many command lines in one process: [status, standard error] for each
-    script = tmp / 'driver.py'
-    script.write_text(DRIVER)
-    done = subprocess.run([sys.executable, script], input=json.dumps(lines), capture_output=True, text=True, cwd=cwd, timeout=600)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
 
 @pytest.fixture(scope='module')
 def told(folder, tmp_path_factory):

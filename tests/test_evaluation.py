@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.linalg import sqrtm
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
-from test_commands import SMALL, call, start
+from commands import SMALL, call, start
 from torch import nn
 
 from cebm_nb.data import load_data

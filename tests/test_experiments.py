@@ -9,7 +9,7 @@ import time
 import nbformat
 import pytest
 import torch
-from test_commands import call, start
+from commands import call, start
 from test_export import BIN, ROOT
 
 from cebm_nb.data import load_data

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_commands import run_lines
+from commands import run_lines
 
 import cebm_nb.data
 from cebm_nb.conjugacy import MixturePrior, Prior

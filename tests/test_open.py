@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from test_commands import SMALL, call, start
+from commands import SMALL, call, start
 from torch import nn
 
 import cebm_nb as cn
