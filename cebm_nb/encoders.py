@@ -44,6 +44,10 @@ class Encoder(nn.Module):
         with torch.no_grad(): features = body(torch.zeros(1, *self.in_shape)).shape[1]
         self.net = body.append(nn.Linear(features, self.out_features)).train()
 
+    def check_depth(self, layers: int):
+        "Raises UserError above 100 layers."
+        if layers > 100: raise UserError(f'an encoder may have 100 layers, got {layers}')
+
     def forward(self, x: Tensor) -> Tensor:
         "`(B, *in_shape)` -> (B, out_features)."
         return self.net(x)
@@ -69,6 +73,7 @@ class ConvEncoder(Encoder):
     ):
         super().__init__(in_shape, out_features)
         needs_images(self)
+        self.check_depth(len(channels) + len(hidden))
         check_name('activation', activation, list(activations))
         if not len(channels) == len(kernels) == len(strides):
             raise UserError('channels, kernels and strides must have one number for each convolution, '
@@ -117,6 +122,7 @@ class ResidualEncoder(Encoder):
     ):
         super().__init__(in_shape, out_features)
         needs_images(self)
+        self.check_depth(len(channels) * blocks)
         layers, width = [nn.Conv2d(self.in_shape[0], channels[0], 3, 1, 1)], channels[0]
         for stage, c in enumerate(channels):
             for block in range(blocks):
@@ -134,6 +140,7 @@ class MLPEncoder(Encoder):
         hidden: tuple = (128, 128),  # widths of the hidden layers
     ):
         super().__init__(in_shape, out_features)
+        self.check_depth(len(hidden))
         layers = [nn.Flatten()]
         for h in hidden: layers += [nn.LazyLinear(h), nn.SiLU()]
         self._build(*layers)

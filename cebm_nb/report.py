@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['published_labels', 'published', 'published_table', 'EvaluatedRun', 'read_run', 'read_runs', 'flat', 'command_line',
-           'training_command', 'merge_results', 'markdown_table', 'as_html', 'runs_table', 'machines', 'records_table',
-           'group_seeds', 'seeds_table', 'section_figures', 'run_pictures', 'write_report', 'make_card', 'card_text',
-           'pack_model']
+           'training_command', 'merge_results', 'Code', 'as_text', 'markdown_table', 'as_html', 'runs_table',
+           'machines', 'records_table', 'group_seeds', 'seeds_table', 'section_figures', 'run_pictures', 'copy_picture',
+           'write_report', 'make_card', 'card_text', 'pack_model']
 
 # %% ../nbs/16_report.ipynb #2a6d9550
 import html
-import math
+import re
 import shlex
 import shutil
 from dataclasses import asdict, dataclass, fields
@@ -20,13 +20,13 @@ import numpy as np
 import pandas as pd
 
 from .data import load_data
-from .evaluation import (evaluation_parts, evaluation_tables, few_label_table, neighbour_figures, ood_table,
-                                part_key,
-                                part_titles)
+from .evaluation import (Evaluation, evaluation_parts, evaluation_tables, few_label_table, neighbour_figures,
+                                ood_table, part_key, part_titles)
 from .plots import plot_few_label, plot_learning, save_figure
+from .runs import read_table
 from .settings import MODELS, Config, UserError, extra, read_document
-from .storage import checksum, load_weights, read_json, save_weights, write_atomically
-from .zoo import load_model, read_config
+from .storage import checksum, read_json, save_weights, write_atomically
+from .zoo import load_model, read_weights
 
 # %% ../nbs/16_report.ipynb #00a8ead3
 published_labels = ('1', '10', '100', 'all')
@@ -74,23 +74,19 @@ def _run_folder(folder):  # which run an evaluated folder belongs to
         folder = folder.parent
     return folder
 
+# %% ../nbs/16_report.ipynb #9a697c28
 def read_run(folder: Path) -> EvaluatedRun:
-    """An evaluated run; raises ValueError or FileNotFoundError where it is none, or its data have changed since
-    training."""
-    config, path = read_config(_run_folder(folder)), folder / 'eval.json'
-    if not path.is_file():
-        raise FileNotFoundError(f'{str(folder)!r} has no eval.json; evaluate it with: cebm eval {folder}')
-    try:
-        result = read_json(path)
-        for part in evaluation_parts: result[part_key(part)]
-        if result['data'] == config['data'] and result['fingerprint'] != config['run']['data']:
-            raise UserError(f'{path} is of other images than those that {config["data"]} had in training')
-        weights = _run_folder(folder) / ('best.safetensors' if folder.name == 'best' else 'model.safetensors')
-        if result['weights'] != checksum(load_weights(weights)[0])[:16]:
-            raise UserError(f'{path} is of other weights than {weights}; evaluate again with: cebm eval {folder}')
-        return EvaluatedRun(folder, config, result)
-    except (KeyError, TypeError) as error:
-        raise UserError(f'{path} is damaged, it has no {error}; evaluate again with: cebm eval {folder}') from None
+    """An evaluated run; raises UserError or FileNotFoundError where it is none, or its data or weights have changed
+    since."""
+    run, path, again = _run_folder(folder), folder / 'eval.json', f'evaluate again with: cebm eval {_run_folder(folder)}'
+    config, tensors, _ = read_weights(run, 'best' if folder.name == 'best' else 'last')
+    if not path.is_file(): raise FileNotFoundError(f'{str(folder)!r} has no eval.json; {again.replace("again", "it")}')
+    try: result = read_json(path, Evaluation)
+    except UserError as error: raise UserError(f'{error}; {again}') from None
+    if result['data'] == config['data'] and result['fingerprint'] != config['run']['data']:
+        raise UserError(f'{path} is of other images than those that {config["data"]} had in training')
+    if result['weights'] != checksum(tensors)[:16]: raise UserError(f'{path} is of other weights than the run has; {again}')
+    return EvaluatedRun(folder, config, result)
 
 def read_runs(
     folders: list,  # run folders
@@ -169,14 +165,27 @@ def merge_results(
     return merged, list(notes)
 
 # %% ../nbs/16_report.ipynb #95c14704
+class Code(str):
+    "Text that is shown as code."
+
+def as_text(
+    text,  # anything; what is in it comes from folders and files, perhaps a stranger's
+) -> str:
+    "Markdown that shows a text as it is, on one line: no links, no pictures, no headings, no HTML."
+    words = ' '.join(''.join(c if c.isprintable() else ' ' for c in str(text)).split())
+    if not isinstance(text, Code): return re.sub(r'([\\`*_\[\]<>|&~$#!])', r'\\\1', words)
+    fence = '`' * (1 + max(map(len, re.findall('`+', words)), default=0))
+    return f'{fence} {words} {fence}'.replace('|', r'\|') if '`' in words else f'`{words}`'.replace('|', r'\|')
+
 def markdown_table(
-    table: pd.DataFrame,  # of text
+    table: pd.DataFrame,  # of text and Code
 ) -> str:
     "A data frame as a table in Markdown, its index as the first column."
-    def line(cells): return '| ' + ' | '.join(str(cell).replace('|', r'\|') for cell in cells) + ' |'
+    def line(cells): return '| ' + ' | '.join(map(as_text, cells)) + ' |'
     return '\n'.join([line(['', *table.columns]), line(['---'] * (len(table.columns) + 1)),
                       *(line([name, *row]) for name, row in zip(table.index, table.values))])
 
+# %% ../nbs/16_report.ipynb #765a1d4a
 _style = """body{font:16px/1.5 sans-serif;max-width:70em;margin:2em auto;padding:0 1em}
 table{border-collapse:collapse;font-size:90%}td,th{border-bottom:1px solid #ddd;padding:.2em .7em;text-align:left}
 img{max-width:100%}"""
@@ -200,7 +209,7 @@ def runs_table(
         updates, minutes = (f"{done['updates']:,}", f"{done['seconds'] / 60:.1f}") if done else ('', '')
         return dict(updates=updates, minutes=minutes, ended=done.get('status', ''), seed=str(c.get('seed', '')),
                     rollbacks=str(len(c['run'].get('rollbacks', []))), device=c['run'].get('device', ''),
-                    commit=run.versions.get('commit') or '', command=f'`{training_command(c)}`')
+                    commit=run.versions.get('commit') or '', command=Code(training_command(c)))
     return pd.DataFrame.from_dict({run.title: row(run) for run in runs}, orient='index')
 
 def machines(
@@ -208,7 +217,7 @@ def machines(
 ) -> str:
     "One sentence on the machines that trained."
     found = dict.fromkeys(run.versions.get('machine') for run in runs)
-    return 'Trained on: ' + '; '.join(name or 'a machine that was not noted' for name in found) + '.'
+    return 'Trained on: ' + '; '.join(as_text(name or 'a machine that was not noted') for name in found) + '.'
 
 # %% ../nbs/16_report.ipynb #b85b7cfe
 def records_table(
@@ -268,7 +277,7 @@ def section_figures(
     queries."""
     figures, records, groups = {}, merged['neighbours'], {run.title: name for name, same in group_seeds(runs).items()
                                                           for run in same}
-    curves = {run.title: pd.read_csv(path) for run in runs if (path := run.folder / 'health.csv').is_file()}
+    curves = {run.title: read_table(run.folder / 'health.csv', 'step', 'accuracy') for run in runs}
     curves = {title: table for title, table in curves.items() if len(table) > 1 and table.accuracy.notna().any()}
     if curves: figures['learning'] = {'learning': plot_learning(curves, groups)}
     if merged['few_label']: figures['few-label'] = {'few_label': plot_few_label(merged['few_label'], groups)}
@@ -276,6 +285,8 @@ def section_figures(
     try: data = load_data(runs[0].result['data'], root, runs[0].config.get('image_size'), download=False)
     except (OSError, ValueError): return figures
     if data.fingerprint != runs[0].result['fingerprint']: return figures  # not the images that were evaluated
+    if any(max(r['neighbours'], default=0) >= len(data.train) for r in records): return figures
+    if max(records[0]['queries'], default=0) >= len(data.parts[runs[0].result['on']]): return figures
     return figures | {'neighbours': neighbour_figures(records, data)}
 
 def run_pictures(
@@ -304,18 +315,32 @@ def _tables(part, merged, data):
         lines.append('Published rows: Wu et al. 2021, arXiv 2106.13798; after 150 to 200 epochs on a GPU.')
     return lines
 
+# %% ../nbs/16_report.ipynb #afd4c3cc
+def _file_stem(text): return ''.join(c if c.isalnum() else '-' for c in text)[:80]
+
+def copy_picture(
+    path: Path,  # of a run
+    to: Path,  # where it goes
+):
+    "Copy a PNG of at most 16 MB; raises UserError on anything else."
+    with open(path, 'rb') as file: head = file.read(8)
+    if head != b'\x89PNG\r\n\x1a\n' or path.stat().st_size > 2**24:
+        raise UserError(f'{path} is no PNG of at most 16 MB; remove it, or leave pictures out')
+    to.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(to, lambda p: shutil.copyfile(path, p))
+
+# %% ../nbs/16_report.ipynb #7b9c6e71
 def _section(runs, out, root, with_pictures):
     data, first = runs[0].result['data'], runs[0].result
     merged, notes = merge_results(runs)
-    figures, slug = section_figures(runs, merged, root) if with_pictures else {}, ''.join(c if c.isalnum() else '-'
-        for c in data)
-    lines = [f'## {data}', f'{first["train_images"]:,} training and {first["test_images"]:,} {first["on"]} images. '
+    figures, slug = section_figures(runs, merged, root) if with_pictures else {}, _file_stem(data)
+    lines = [f'## {as_text(data)}', f'{first["train_images"]:,} training and {first["test_images"]:,} {first["on"]} images. '
              f'{machines(runs)}', markdown_table(runs_table(runs))]
     if 'learning' in figures:
         save_figure(figures.pop('learning')['learning'], out / 'figures' / f'{slug}-learning.png')
         lines += ['Accuracy along each run, on training images held out from a classifier with ten labels a class '
                   '(`health.csv`); no test image is used.',
-                  f'![learning curves on {data}](figures/{slug}-learning.png)']
+                  f'![learning curves on {as_text(data)}](figures/{slug}-learning.png)']
     if len(found := seeds_table(runs)):
         lines += ['Over seeds: the mean of the few-label accuracies in %, ± the standard deviation between runs that '
                   'differ only in their seed.', markdown_table(found)]
@@ -326,15 +351,15 @@ def _section(runs, out, root, with_pictures):
         lines += [f'### {part}', *found]
         for stem, figure in figures.get(part, {}).items():
             save_figure(figure, out / 'figures' / f'{slug}-{stem}.png')
-            lines.append(f'![{stem} on {data}](figures/{slug}-{stem}.png)')
+            lines.append(f'![{stem} on {as_text(data)}](figures/{slug}-{stem}.png)')
         for title, paths in pictures.items():
             for path in paths:
-                name = f'{slug}-{"".join(c if c.isalnum() else "-" for c in title)}-{path.name}'
-                (out / 'figures').mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, out / 'figures' / name)
-                lines += [f'{title}, {path.stem.replace("_", " ")}:', f'![{title}, {path.stem}](figures/{name})']
+                name = f'{slug}-{_file_stem(title)}-{_file_stem(path.stem)}.png'
+                copy_picture(path, out / 'figures' / name)
+                words = as_text(f'{title}, {path.stem.replace("_", " ")}')
+                lines += [f'{words}:', f'![{words}](figures/{name})']
     told = notes + [f'{run.title}: {sentence}' for run in runs for sentence in run.result['skipped']]
-    return lines + (['### Not run, and left out', '\n'.join(f'- {line}' for line in told)] if told else [])
+    return lines + (['### Not run, and left out', '\n'.join(f'- {as_text(line)}' for line in told)] if told else [])
 
 # %% ../nbs/16_report.ipynb #26cf3220
 def write_report(
@@ -350,7 +375,7 @@ def write_report(
     if out.exists() and not out.is_dir():
         raise FileExistsError(f'{str(out)!r} is a file; choose another folder for the report')
     out.mkdir(parents=True, exist_ok=True)
-    lines = [f'# {title}', 'Every number was computed by `cebm eval` on the test images of the data set that heads '
+    lines = [f'# {as_text(title)}', 'Every number was computed by `cebm eval` on the test images of the data set that heads '
              'its section, with the pixels beside it, except rows marked as published, which are quoted. A blank was '
                  'not run, or is explained at the end of its section.']
     for data in dict.fromkeys(run.result['data'] for run in runs):
@@ -376,7 +401,7 @@ def make_card(
     few = [{k: r[k] for k in ('representation', 'labels_per_class', 'accuracy_mean', 'accuracy_sd', 'draws',
                               'converged')} for r in run.result['few_label']]
     ood = [{k: r[k] for k in ('representation', 'score', 'outside', 'auroc')} for r in run.result['ood']]
-    best = load_weights(_run_folder(run.folder) / 'best.safetensors')[1]['step'] if run.folder.name == 'best' else None
+    best = read_weights(_run_folder(run.folder), 'best')[2]['step'] if run.folder.name == 'best' else None
     return dict(model=config['model'], data=run.result['data'], train_images=run.result['train_images'],
                 test_images=run.result['test_images'], command=training_command(config), updates=done.get('updates'),
                 best=best,
@@ -390,12 +415,11 @@ def card_text(
 ) -> str:
     "A card as Markdown."
     shape = (f"{card['model']}, trained without labels on the {card['train_images']:,} training images of "
-             f"{card['data']}: "
-             f"`{card['command']}`, {card['updates']:,} updates in {card['minutes']} minutes")
+             f"{as_text(card['data'])}: {as_text(Code(card['command']))}, {card['updates']:,} updates in {card['minutes']} minutes")
     if card['best']:
         shape += f"; of these the model at update {card['best']:,}, which labels of training images have chosen"
-    lines = [f'# {name}', f"{shape} ({card['versions'].get('machine') or 'machine not noted'}; commit "
-             f"{card['versions'].get('commit') or 'not noted'}).",
+    lines = [f'# {name}', f"{shape} ({as_text(card['versions'].get('machine') or 'machine not noted')}; commit "
+             f"{as_text(card['versions'].get('commit') or 'not noted')}).",
              f"Use: `load_model('{name}')`, then `encode(x)`, and `energy(x)` and `posterior(x)` where the model has "
                  f"them.",
              f"{part_titles['few-label']}; {card['test_images']:,} test images.", markdown_table(few_label_table(card))]

@@ -135,13 +135,14 @@ def chain_paths(
     seed: int = 0,  # of the starts and of the noise in the steps
     device: str = 'auto',  # where to compute
 ) -> ChainPaths:
-    """Chains from noise and, where the run has a buffer, from the buffer; raises ValueError if steps is not a multiple
-    of every."""
+    """Chains from noise and, where the run has a buffer of at least eight, from the buffer; raises ValueError if steps
+    is not a multiple of every."""
     if steps < every or steps % every: raise UserError(f'steps must be a multiple of {every}, got {steps}')
     device, starts = pick_device(device), {'noise': start_of_chains(run, n, 'noise',
         torch.Generator().manual_seed(seed))}
-    try: starts['buffer'] = start_of_chains(run, min(n, len(run.chains)), 'buffer', torch.Generator().manual_seed(seed))
-    except FileNotFoundError: pass
+    try: kept = len(run.chains)
+    except FileNotFoundError: kept = 0
+    if kept >= 8: starts['buffer'] = start_of_chains(run, min(n, kept), 'buffer', torch.Generator().manual_seed(seed))
     paths = ChainPaths(list(range(0, steps + 1, every)), {}, {})
     for i, (start, x) in enumerate(starts.items()):
         energy, noise = ready_to_sample(run, device), torch.Generator(device).manual_seed(seed + 1 + i)

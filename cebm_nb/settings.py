@@ -8,7 +8,7 @@ __all__ = ['FAMILIES', 'ENCODERS', 'SAMPLERS', 'DATA_SETS', 'energy_presets', 'v
            'BufferSettings', 'OptimiserSettings', 'Settings', 'EnergySettings', 'AdversarialSettings', 'change',
            'ModelOptions', 'CEBMOptions', 'MixtureOptions', 'IGEBMOptions', 'VAEOptions', 'MixtureVAEOptions',
            'BiGANOptions', 'MixtureBiGANOptions', 'ModelKind', 'trainable_names', 'get_settings', 'Budget', 'Config',
-           'read_document']
+           'read_file', 'read_document']
 
 # %% ../nbs/03_settings.ipynb #aea1fe84
 import difflib
@@ -16,6 +16,7 @@ import importlib
 import math
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from operator import attrgetter
+from pathlib import Path
 from typing import Callable
 
 # %% ../nbs/03_settings.ipynb #0b84bfce
@@ -179,6 +180,9 @@ class EnergySettings(Settings):
         if self.batch_size > self.buffer.size:
             raise UserError(f'batch_size must not be larger than buffer.size, got {self.batch_size} and '
                             f'{self.buffer.size}')
+        if (counted := (1 - self.buffer.restart_prob) ** self.buffer.burn_in) < 0.01:
+            raise UserError(f'buffer.restart_prob and buffer.burn_in leave {100 * counted:.2g} % of the chains to learn '
+                            f'from; lower one of them')
 
 @dataclass(frozen=True)
 class AdversarialSettings(Settings):
@@ -242,6 +246,8 @@ class ModelOptions:
         for name in {'latent_dim', 'components'} & {f.name for f in fields(self)}:
             value = getattr(self, name)
             if not 1 <= value <= 2**16: raise UserError(f'{name} must be at least 1 and at most {2**16}, got {value}')
+        if (size := self.latent_dim * getattr(self, 'components', 1)) > 2**22:
+            raise UserError(f'latent_dim times components must be at most {2**22:,}, got {size:,}')
         for name, known in dict(family=FAMILIES, encoder=ENCODERS).items():
             if getattr(self, name, None) is not None: check_name(name, getattr(self, name), list(known))
 
@@ -357,6 +363,31 @@ class Config:
         check_numbers(self, 'image_size', 'save_every validate_every')
         check_name('precision', self.precision, ['auto', 'float32', 'bfloat16'])
         if abs(self.seed) > 2**40: raise UserError(f'seed must be a whole number of at most 2**40, got {self.seed}')
+
+# %% ../nbs/03_settings.ipynb #1c67a9a9
+def read_file(
+    path: str | Path,  # JSON or YAML, of at most 100 kB
+):
+    "What a file holds: names, values and lists; raises UserError where it is missing or holds something else."
+    import yaml
+    path = Path(path)
+    try:
+        if path.exists() and not path.is_file(): raise UserError(f'{str(path)!r} is no file')
+        if path.stat().st_size > 100_000: raise UserError(f'{str(path)!r} is larger than 100 kB')
+        found = yaml.safe_load(path.read_text())
+    except OSError as error: raise UserError(f'cannot read {str(path)!r}: {error.strerror}') from None
+    except (yaml.YAMLError, UnicodeError, OverflowError, AttributeError, RecursionError, ValueError) as error:
+        if isinstance(error, UserError): raise
+        raise UserError(f'{path} is neither JSON nor YAML: {" ".join(str(error).split())}') from None
+    left, count = [found], 0
+    while left:  # a list may hold itself
+        value, count = left.pop(), count + 1
+        if count > 100_000: raise UserError(f'{path} holds more than 100,000 values')
+        if isinstance(value, dict): left += [*value, *value.values()]
+        elif isinstance(value, list): left += value
+        elif not isinstance(value, str | int | float | None):
+            raise UserError(f'{path} holds a {type(value).__name__}, but only names, numbers, text and lists are read')
+    return found
 
 # %% ../nbs/03_settings.ipynb #b786cbbc
 def read_document(

@@ -9,9 +9,11 @@ __all__ = ['experiments_folder', 'grid_names', 'Row', 'Grid', 'read_grid', 'row_
 # %% ../nbs/22_sweep.ipynb #10e1ee70
 import importlib
 import json
+import math
 import os
 import shlex
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
@@ -20,14 +22,15 @@ from pathlib import Path
 from typing import Callable
 
 import torch
-import yaml
 from fastcore.basics import patch
 
 from .data import check_data_name, file_name
-from .evaluation import evaluation_parts
+from .evaluation import Evaluation, evaluation_parts
+from .fast import parse_device
 from .report import training_command
-from .settings import Budget, Config, UserError, check_name, extra, read_document
-from .storage import write_json, write_lock
+from .settings import Budget, Config, UserError, check_name, extra, read_document, read_file
+from .storage import read_json, write_json, write_lock
+from .zoo import read_config
 
 # %% ../nbs/22_sweep.ipynb #ced0c5d3
 def experiments_folder() -> Path:
@@ -73,9 +76,11 @@ def _rows(block):
     rest = {k: v for k, v in block.items() if k not in (*_axes, 'tag', 'root')} | (dict(budget=budget) if budget
         else {})
     lists = [v if isinstance(v := block.get(axis, usual), list) else [v] for axis, usual in _axes.items()]
+    if (rows := math.prod(map(len, lists))) > 10_000: raise UserError(f'a block may have 10,000 rows, got {rows:,}')
     for data, model, seed in product(*lists):
         document = dict(data=check_data_name(data), model=model, seed=seed) | rest
-        read_document(document)  # what cannot be trained is told here
+        config = read_document(document)  # what cannot be trained is told here
+        if config.device != 'auto': parse_device(config.device)
         yield Row('-'.join([file_name(str(data)), str(model), f's{seed}', *([str(tag)] if tag else [])]), document,
                   block.get('root'))
 
@@ -91,7 +96,7 @@ def read_grid(
         raise FileNotFoundError(f'no grid {str(path)!r}; the grids that come with the package are '
                                 f'{", ".join(grid_names())}')
     try:
-        found = yaml.safe_load(path.read_text())
+        found = read_file(path)
         if not isinstance(found, dict) or not isinstance(found.get('grids'), list):
             raise UserError('it must have a list named grids')
         for word in found: check_name('word', word, ['grids', 'out', 'title', 'parts', 'draws'])
@@ -104,11 +109,10 @@ def read_grid(
         for part in grid.parts: check_name('part', part, evaluation_parts)
         if not isinstance(grid.draws, int) or grid.draws < 1:
             raise UserError(f'draws must be at least 1, got {grid.draws}')
-        names = [row.name for row in rows]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
+        if twice := sorted(name for name, n in Counter(row.name for row in rows).items() if n > 1):
             raise UserError(f'several rows are named {", ".join(twice)}; give each block a tag')
         if not rows: raise UserError('it has no rows')
-    except (yaml.YAMLError, ValueError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise UserError(f'{path}: {" ".join(str(error).split())}') from None
     return grid
 
@@ -128,7 +132,9 @@ def _json(path) -> dict:
     except (OSError, ValueError): return {}
     return found if isinstance(found, dict) else {}
 
-def _finished(folder) -> dict: return (_json(folder / 'config.json').get('run') or {}).get('finished') or {}
+def _finished(folder) -> dict:
+    try: return read_config(folder)['run']['finished'] or {}
+    except (ValueError, FileNotFoundError): return {}
 
 def is_trained(
     folder: Path,  # of a run
@@ -142,7 +148,8 @@ def missing_parts(
     draws: int | None = None,  # of labelled images that the few-label part must have; None: any number
 ) -> list:
     "The parts that eval.json lacks, or has from another state of the model or with another number of draws."
-    result = _json(folder / 'eval.json')
+    try: result = read_json(folder / 'eval.json', Evaluation)
+    except (ValueError, FileNotFoundError): return list(parts)
     if result.get('updates') != _finished(folder).get('updates'): return list(parts)
     other = draws and any(r['draws'] != draws for r in result.get('few_label', []) if r['labels_per_class'] != 'all')
     return [part for part in parts if part not in result.get('seconds', {}) or (part == 'few-label' and other)]
@@ -183,9 +190,11 @@ def run_notebook(
     "Run one of the experiment notebooks under papermill; an error in a cell is returned, not raised."
     papermill = extra('papermill', 'experiments')  # imports half of Jupyter, so not before it is needed
     out.parent.mkdir(parents=True, exist_ok=True)
-    options = dict(progress_bar=show_progress, cwd=os.getcwd(), kernel_name='python3',
+    def literal(path): return str(path).replace('{', '{{').replace('}', '}}')  # papermill fills in what is in braces
+    options = dict(progress_bar=show_progress, cwd=literal(os.getcwd()), kernel_name='python3',
                    extra_arguments=['--IPKernelApp.log_level=50'])
-    try: papermill.execute_notebook(str(experiments_folder() / f'{name}.ipynb'), str(out), parameters, **options)
+    source = experiments_folder() / f'{name}.ipynb'
+    try: papermill.execute_notebook(literal(source), literal(out), parameters, **options)
     except papermill.PapermillExecutionError as error: return f'{error.ename}: {" ".join(str(error.evalue).split())}'
     except Exception as error:
         return f'{type(error).__name__}: {" ".join(str(error).split())[:300]}'  # a dead kernel
@@ -203,11 +212,12 @@ class _Kernels:  # what to give the notebook that runs in the n-th place: its pa
         finally:
             with self.lock: self.places.append(place)
 
-def _all(kernels, calls):  # every call, `jobs` at a time
+def _all(kernels, calls, tell):  # every call, `jobs` at a time
     with ThreadPoolExecutor(kernels.jobs) as pool:
         try:
             for future in [pool.submit(kernels, call) for call in calls]: future.result()
         except BaseException:  # what has not begun does not begin
+            tell('Stopping: the runs that are under way save themselves first, which may take a minute')
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
@@ -278,7 +288,7 @@ def sweep(
         s = _Sweep(grid, root, tell)
         trained = [partial(s.evaluate, data) for data, rows in s.waiting.items() if not rows]
         _all(_Kernels(jobs), trained + [partial(s.train, row) for row in grid.rows
-                                        if row.name in s.waiting[row.document['data']]])
+                                        if row.name in s.waiting[row.document['data']]], tell)
         s.report()
     for name, wrong in s.failures.items(): tell(f'FAILED {name}: {wrong}. See {s.out / "notebooks"}')
     return s.failures
