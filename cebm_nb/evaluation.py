@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
 from torch import nn
 from typing_extensions import TypedDict
 
@@ -214,11 +214,15 @@ class FewLabel(TypedDict):
     draws: PositiveInt
     converged: bool
 
+def _square(rows):
+    if any(len(row) != len(rows) for row in rows): raise ValueError('as many rows as columns')
+    return rows
+
 class Neighbours(TypedDict):
     "Nearest training images."
     representation: str
     agreement: Fraction | None
-    confusion: list[list[Number]] | None
+    confusion: Annotated[list[list[Number]], AfterValidator(_square)] | None
     queries: list[NonNegativeInt]
     neighbours: list[NonNegativeInt]
 

@@ -18,7 +18,6 @@ from typing import Callable
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from .models import energy_function
 from .settings import UserError
@@ -193,8 +192,9 @@ class _WithGradient(torch.autograd.Function):
         return value
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, upstream):
+        if torch.is_grad_enabled():  # with create_graph=True, a second derivative will be asked for, and would be zero
+            raise RuntimeError('a frozen energy has no second derivatives; take those of model.energy')
         gradient, = ctx.saved_tensors
         return gradient * upstream.view(-1, *[1] * (gradient.dim() - 1)), None
 

@@ -8,7 +8,7 @@ __all__ = ['FAMILIES', 'ENCODERS', 'SAMPLERS', 'DATA_SETS', 'energy_presets', 'v
            'BufferSettings', 'OptimiserSettings', 'Settings', 'EnergySettings', 'AdversarialSettings', 'change',
            'ModelOptions', 'CEBMOptions', 'MixtureOptions', 'IGEBMOptions', 'VAEOptions', 'MixtureVAEOptions',
            'BiGANOptions', 'MixtureBiGANOptions', 'ModelKind', 'trainable_names', 'get_settings', 'Budget', 'Config',
-           'read_file', 'read_document']
+           'check_values', 'read_file', 'read_document']
 
 # %% ../nbs/03_settings.ipynb #aea1fe84
 import difflib
@@ -365,6 +365,22 @@ class Config:
         if abs(self.seed) > 2**40: raise UserError(f'seed must be a whole number of at most 2**40, got {self.seed}')
 
 # %% ../nbs/03_settings.ipynb #1c67a9a9
+def check_values(
+    value,  # what was read from a file
+    path: Path,  # the file, for the message
+    most: int = 100_000,  # values in all
+):
+    "The value itself; raises UserError unless it is of names, numbers, text and lists, not too many and not too deep."
+    left, count = [(value, 0)], 0
+    while left:  # a list may hold itself
+        (item, depth), count = left.pop(), count + 1
+        if count > most or depth > 30: raise UserError(f'{path} holds more than {most:,} values, or nests more than 30')
+        if isinstance(item, dict): left += [(v, depth + 1) for pair in item.items() for v in pair]
+        elif isinstance(item, list): left += [(v, depth + 1) for v in item]
+        elif not isinstance(item, str | int | float | None):
+            raise UserError(f'{path} holds a {type(item).__name__}, but only names, numbers, text and lists are read')
+    return value
+
 def read_file(
     path: str | Path,  # JSON or YAML, of at most 100 kB
 ):
@@ -379,15 +395,7 @@ def read_file(
     except (yaml.YAMLError, UnicodeError, OverflowError, AttributeError, RecursionError, ValueError) as error:
         if isinstance(error, UserError): raise
         raise UserError(f'{path} is neither JSON nor YAML: {" ".join(str(error).split())}') from None
-    left, count = [found], 0
-    while left:  # a list may hold itself
-        value, count = left.pop(), count + 1
-        if count > 100_000: raise UserError(f'{path} holds more than 100,000 values')
-        if isinstance(value, dict): left += [*value, *value.values()]
-        elif isinstance(value, list): left += value
-        elif not isinstance(value, str | int | float | None):
-            raise UserError(f'{path} holds a {type(value).__name__}, but only names, numbers, text and lists are read')
-    return found
+    return check_values(found, path)
 
 # %% ../nbs/03_settings.ipynb #b786cbbc
 def read_document(

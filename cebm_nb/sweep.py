@@ -95,8 +95,8 @@ def read_grid(
     if not path.is_file():
         raise FileNotFoundError(f'no grid {str(path)!r}; the grids that come with the package are '
                                 f'{", ".join(grid_names())}')
+    found = read_file(path)
     try:
-        found = read_file(path)
         if not isinstance(found, dict) or not isinstance(found.get('grids'), list):
             raise UserError('it must have a list named grids')
         for word in found: check_name('word', word, ['grids', 'out', 'title', 'parts', 'draws'])

@@ -167,7 +167,9 @@ def identity(
 ) -> dict:
     "What the weights of a run depend on; it does not change along the run, and goes with the weights."
     own = ('budget', 'save_every', 'validate_every', 'device', 'precision', 'run')  # what may change, and the record
-    return {k: v for k, v in config.items() if k not in own} | {k: config['run'][k] for k in ('in_shape', 'data', 'own')}
+    run = config['run']
+    return {k: v for k, v in config.items() if k not in own} | dict(in_shape=run['in_shape'], fingerprint=run['data'],
+                                                                    own=run['own'])
 
 # %% ../nbs/18_zoo.ipynb #6db01960
 def check_unchanged(

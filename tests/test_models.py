@@ -7,7 +7,7 @@ import torch
 from cebm_nb.runs import model_presets
 from cebm_nb.settings import MODELS, get_settings, read_document
 from cebm_nb.storage import save_weights, write_json
-from cebm_nb.zoo import create_model, load_model
+from cebm_nb.zoo import create_model, identity, load_model
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 20, 13), (1, 45, 64)]
 TRAINED = [n for n in MODELS if n != 'pixel']
@@ -39,8 +39,9 @@ def test_saved_and_loaded_it_is_the_same(name, tmp_path):
     model = create_model(name, (1, 8, 8), latent_dim=5, seed=3).eval()
     options = {k: v for k, v in model.config.items() if k not in ('name', 'in_shape', 'seed')}
     document = asdict(read_document(dict(model=name, seed=3, options=options)))
-    write_json(tmp_path / 'config.json', document | dict(run=dict(in_shape=[1, 8, 8], data='', own={}, versions={}, rollbacks=[], finished=None)))
-    save_weights(tmp_path / 'model.safetensors', model.state_dict(), dict(model=model.config))
+    document |= dict(run=dict(in_shape=[1, 8, 8], data='', device='cpu', own={}, versions={}, rollbacks=[], finished=None))
+    write_json(tmp_path / 'config.json', document)
+    save_weights(tmp_path / 'model.safetensors', model.state_dict(), dict(model=model.config, config=identity(document), step=0))
     x = torch.rand(4, 1, 8, 8) * 2 - 1
     assert torch.equal(load_model(tmp_path).encode(x), model.encode(x))
 
