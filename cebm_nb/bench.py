@@ -181,10 +181,11 @@ _memory_script = """
 import sys
 from pathlib import Path
 from cebm_nb.bench import _noise_images, create_model, FrozenEnergy, SGLD
-def mebibytes(what): return int(next(l for l in Path('/proc/self/status').read_text().splitlines() if
-l.startswith(what)).split()[1]) / 1024
-energy, kernel, x = FrozenEnergy(create_model('cebm', (1, 28, 28))), SGLD(steps=3), _noise_images(int(sys.argv[1]), (1,
-28, 28))
+def mebibytes(what):
+    lines = Path('/proc/self/status').read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(what)).split()[1]) / 1024
+energy, kernel = FrozenEnergy(create_model('cebm', (1, 28, 28))), SGLD(steps=3)
+x = _noise_images(int(sys.argv[1]), (1, 28, 28))
 kernel(energy, x[:1])
 before = mebibytes('VmRSS')
 Path('/proc/self/clear_refs').write_text('5')  # forget the highest so far, which was at the imports
@@ -201,6 +202,7 @@ def step_memory(
                           timeout=300)
     return float(done.stdout) if done.returncode == 0 else math.nan
 
+# %% ../nbs/21_bench.ipynb #38531703
 growths = dict(batch=(25, 50, 100, 200, 400, 800), size=(16, 28, 40, 64), width=(1, 2, 4), steps=(1, 5, 20, 60))
 
 def bench_growth(
@@ -217,8 +219,8 @@ def bench_growth(
         record = bench_step(**dict(batch=100, steps=3) | size, repeats=repeats, device=device,
                             only=('plain', 'float32', 'bfloat16'))
         for name in ('plain', *native_precisions(pick_device(device))): record[name] *= 100 / record['batch']
-        if what == 'batch' and memory and pick_device(device).type == 'cpu' and not math.isnan(added := step_memory(value)):
-            record['memory MiB'] = added
+        if what == 'batch' and memory and pick_device(device).type == 'cpu':
+            if not math.isnan(added := step_memory(value)): record['memory MiB'] = added
         records.append(record)
     return records
 
@@ -231,8 +233,8 @@ def plot_growth(
     for ax, (what, records) in zip(axes[0], growth.items()):
         for name in [n for n in ('plain', 'float32', 'bfloat16') if n in records[0]]:
             ax.semilogx([r[what] for r in records], [r[name] for r in records], marker='o', ms=3, label=name)
-        ax.set_xticks([r[what] for r in records], [str(r[what])
-                                                   for r in records]); ax.minorticks_off(); ax.set_ylim(0); ax.set_xlabel(what)
+        ax.set_xticks([r[what] for r in records], [str(r[what]) for r in records])
+        ax.minorticks_off(); ax.set_ylim(0); ax.set_xlabel(what)
     axes[0, 0].set_ylabel('ms a step and 100 images'); axes[0, 0].legend(frameon=False)
     return fig
 

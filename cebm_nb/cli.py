@@ -223,6 +223,7 @@ def draw_run(
         with torch.no_grad(): pairs = torch.cat([x, run.model.eval().reconstruct(x)])
         save(plot_images(pairs.cpu(), columns=10), 'reconstructions')
 
+# %% ../nbs/23_cli.ipynb #fa7e8632
 def _train(args):
     if _peek(args, 'resume'): return _resume(parse(Resume, args, 'cebm train'))
     config = base_config(args)

@@ -116,8 +116,8 @@ def masks(
     "Two ways in which half of an image is unknown."
     lower = torch.ones(1, *in_shape[1:], dtype=torch.bool)
     lower[:, in_shape[1] // 2:] = False
-    return {'lower half': lower, 'random half': torch.rand(1, *in_shape[1:],
-                                                           generator=torch.Generator().manual_seed(seed)) < 0.5}
+    random = torch.rand(1, *in_shape[1:], generator=torch.Generator().manual_seed(seed)) < 0.5
+    return {'lower half': lower, 'random half': random}
 
 # %% ../nbs/14_conditional.ipynb #5fac7765
 def nearest_by_known(
@@ -185,9 +185,9 @@ def _latent_pictures(chains, test, training, columns):
                                   'from itself, given its z': chains(given, 50, z, several)}}
     rows = {}
     for dimension in codes.std(0).argsort(descending=True)[:5].tolist():
-        rows[f'dimension {dimension}'] = chains(lambda energy, kernel, image, to,
-                                                generator: traverse(model, kernel, image, dimension, to, generator),
-                                                100, test[:1], torch.linspace(-8, 8, columns))
+        def along(energy, kernel, image, to, generator):
+            return traverse(model, kernel, image, dimension, to, generator)
+        rows[f'dimension {dimension}'] = chains(along, 100, test[:1], torch.linspace(-8, 8, columns))
     return pictures | {'traversals': rows}
 
 def conditional_records(

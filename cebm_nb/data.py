@@ -240,6 +240,7 @@ def _number(labels: dict, names) -> tuple:  # labels of the parts as numbers, an
     for word in np.unique(every): check_name('class', str(word), names)
     return {part: np.array([names.index(word) for word in y]) for part, y in labels.items()}, names
 
+# %% ../nbs/06_data.ipynb #998fa51b
 @patch(cls_method=True)
 def from_arrays(cls: ImageData,
     train,  # as for `ImageSet.from_array`, or a torch Dataset of pairs (image, label)
@@ -574,5 +575,5 @@ def load_data(
         data = _kinds[kind](Path(whole.partition(':')[2]).expanduser(), image_size)
     return data if whole == name else data.hold_out()
 
-def _root(name): return None if name in ('digits', 'mnist-5k',
-                                         'digits-m') else data_folder()  # embedded sets need no folder
+def _root(name):  # embedded sets need no folder
+    return None if name in ('digits', 'mnist-5k', 'digits-m') else data_folder()

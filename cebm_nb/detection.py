@@ -154,6 +154,7 @@ def detection_scores(
                           for s, images in sets.items()}
     return scores
 
+# %% ../nbs/12_detection.ipynb #dea3bd47
 def detection_records(
     scores: dict,  # from `detection_scores`
     name: str = 'model',  # what to call the model in the records

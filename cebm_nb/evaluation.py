@@ -24,7 +24,7 @@ import torch
 from fastcore.basics import patch
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
 from torch import nn
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from .conditional import conditional_records
 from .data import ImageData
@@ -201,7 +201,7 @@ def conditional_part(s: Subject) -> PartResult:
                                 for name, rows in pictures.items()}, notes)
 
 # %% ../nbs/15_evaluation.ipynb #13f17b2e
-Number = Annotated[float, Field(allow_inf_nan=False)]
+Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e12, le=1e12)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 class FewLabel(TypedDict):
@@ -259,6 +259,9 @@ class Samples(TypedDict):
     number: PositiveInt | None
     frechet: Number | None
     kernel: Number | None
+    feature_accuracy: NotRequired[Number]
+    frechet_inception: NotRequired[Number | None]
+    kernel_inception: NotRequired[Number | None]
     rhat: Number | None
     ess: Number | None
     draws: PositiveInt | None
@@ -389,8 +392,9 @@ def few_label_table(
     result: dict,  # what `evaluate` returns, or what eval.json holds
 ) -> pd.DataFrame:  # a row for each representation, a column for each number of labels; per cent, as text
     "The few-label records as a table of 'mean ± sd', with a star where a classifier did not converge."
-    def cell(r): return _percent(r['accuracy_mean']) + (f" ± {_percent(r['accuracy_sd'])}" if r['draws'] > 1
-                                                        else '') + ('' if r['converged'] else '*')
+    def cell(r):
+        spread = f" ± {_percent(r['accuracy_sd'])}" if r['draws'] > 1 else ''
+        return _percent(r['accuracy_mean']) + spread + ('' if r['converged'] else '*')
     rows = {}
     for r in result['few_label']: rows.setdefault(r['representation'], {})[str(r['labels_per_class'])] = cell(r)
     return pd.DataFrame.from_dict(rows, orient='index').rename_axis('labels per class', axis=1).fillna('')
@@ -414,6 +418,7 @@ def ood_table(
         rows.setdefault(f"{r['representation']}, {r['score']}", {})[r['outside']] = f'{value} [{low}, {high}]'
     return pd.DataFrame.from_dict(rows, orient='index').fillna('')
 
+# %% ../nbs/15_evaluation.ipynb #bdb9dfb0
 def cluster_table(result: dict) -> pd.DataFrame:
     "Cluster scores in per cent, a row for each way of clustering."
     rows = {f"{r['representation']}, {r['method']}, {r['clusters']} clusters": dict(used=str(r['used']),
@@ -422,14 +427,15 @@ def cluster_table(result: dict) -> pd.DataFrame:
 
 def sample_table(result: dict) -> pd.DataFrame:
     "Distances of samples to real images, and how chains converged."
-    def number(v, form): return '' if v is None else format(v, form)
-    rows = {f"{r['representation']}, {r['images']}": {'images': number(r['number'], 'd'),
-                                                      'Fréchet': number(r['frechet'], '.2f'),
-                                                      'kernel': number(r['kernel'], '.2f'),
-            **{f'{what}, Inception': number(r[key], '.2f') for what, key in (('Fréchet', 'frechet_inception'),
-                ('kernel', 'kernel_inception')) if key in r},
-            'R-hat': number(r['rhat'], '.2f'), 'effective / all draws': number(r['ess'], '.0f')
-            + (f" / {r['draws']}" if r['ess'] is not None else '')} for r in result['samples']}
+    figures = {'number': ('images', 'd'), 'frechet': ('Fréchet', '.2f'), 'kernel': ('kernel', '.2f'),
+               'frechet_inception': ('Fréchet, Inception', '.2f'), 'kernel_inception': ('kernel, Inception', '.2f'),
+               'rhat': ('R-hat', '.2f'), 'ess': ('effective / all draws', '.0f')}
+    rows = {}
+    for r in result['samples']:
+        given = {key: how for key, how in figures.items() if key in r}
+        row = {title: '' if r[key] is None else format(r[key], form) for key, (title, form) in given.items()}
+        if r['ess'] is not None: row['effective / all draws'] += f" / {r['draws']}"
+        rows[f"{r['representation']}, {r['images']}"] = row
     return pd.DataFrame.from_dict(rows, orient='index').fillna('')
 
 def conditional_table(result: dict) -> pd.DataFrame:

@@ -106,8 +106,8 @@ def keep_memory(
     elsewhere."""
     try: tell = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError): return False
-    return bool(tell(-3, 32 * 2**20) and tell(-1, min(most,
-                                                      2**31 - 1)))  # M_MMAP_THRESHOLD, at its largest, and M_TRIM_THRESHOLD
+    mmap_threshold, trim_threshold = -3, -1
+    return bool(tell(mmap_threshold, 32 * 2**20) and tell(trim_threshold, min(most, 2**31 - 1)))
 
 # %% ../nbs/20_fast.ipynb #8536aa6c
 @contextmanager

@@ -210,8 +210,8 @@ class IGEBM(Energy):
     ):
         super().__init__()
         if features < 1: raise UserError(f'features must be at least 1, got {features}')
-        self.encoder, self.in_shape = encoder, getattr(encoder, 'in_shape',
-                                                       None) if in_shape is None else tuple(in_shape)
+        self.encoder = encoder
+        self.in_shape = getattr(encoder, 'in_shape', None) if in_shape is None else tuple(in_shape)
         if self.in_shape is None: raise UserError('in_shape is needed, the shape of one input such as (1, 28, 28)')
         self.head = nn.Sequential(nn.SiLU(), nn.Linear(output_shape(encoder, self.in_shape)[0], features), nn.SiLU())
         self.last = nn.Linear(features, 1)

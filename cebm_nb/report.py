@@ -77,14 +77,16 @@ def _run_folder(folder):  # which run an evaluated folder belongs to
 def read_run(folder: Path) -> EvaluatedRun:
     """An evaluated run; raises UserError or FileNotFoundError where it is none, or its data or weights have changed
     since."""
-    run, path, again = _run_folder(folder), folder / 'eval.json', f'evaluate again with: cebm eval {_run_folder(folder)}'
+    run, path = _run_folder(folder), folder / 'eval.json'
+    again = f'evaluate again with: cebm eval {run}'
     config, tensors, _ = read_weights(run, 'best' if folder.name == 'best' else 'last')
     if not path.is_file(): raise FileNotFoundError(f'{str(folder)!r} has no eval.json; {again.replace("again", "it")}')
     try: result = read_json(path, Evaluation)
     except UserError as error: raise UserError(f'{error}; {again}') from None
     if result['data'] == config['data'] and result['fingerprint'] != config['run']['data']:
         raise UserError(f'{path} is of other images than those that {config["data"]} had in training')
-    if result['weights'] != checksum(tensors)[:16]: raise UserError(f'{path} is of other weights than the run has; {again}')
+    if result['weights'] != checksum(tensors)[:16]:
+        raise UserError(f'{path} is of other weights than the run has; {again}')
     return EvaluatedRun(folder, config, result)
 
 def read_runs(
@@ -278,8 +280,8 @@ def section_figures(
 ) -> dict:  # parts, to file stems and figures
     """Learning curves, accuracies, and neighbours where the data can be read and all runs were asked for the same
     queries."""
-    figures, records, groups = {}, merged['neighbours'], {run.title: name for name, same in group_seeds(runs).items()
-                                                          for run in same}
+    figures, records = {}, merged['neighbours']
+    groups = {run.title: name for name, same in group_seeds(runs).items() for run in same}
     curves = {run.title: read_table(run.folder / 'health.csv', 'step', 'accuracy') for run in runs}
     curves = {title: table for title, table in curves.items() if len(table) > 1 and table.accuracy.notna().any()}
     if curves: figures['learning'] = {'learning': plot_learning(curves, groups)}
@@ -292,6 +294,7 @@ def section_figures(
     if max(records[0]['queries'], default=0) >= len(data.parts[runs[0].result['on']]): return figures
     return figures | {'neighbours': neighbour_figures(records, data)}
 
+# %% ../nbs/16_report.ipynb #608f632e
 def run_pictures(
     run: EvaluatedRun,
 ) -> dict:  # parts, to a list of picture files
@@ -337,8 +340,8 @@ def _section(runs, out, root, with_pictures):
     data, first = runs[0].result['data'], runs[0].result
     merged, notes = merge_results(runs)
     figures, slug = section_figures(runs, merged, root) if with_pictures else {}, _file_stem(data)
-    lines = [f'## {as_text(data)}', f'{first["train_images"]:,} training and {first["test_images"]:,} {first["on"]} images. '
-             f'{machines(runs)}', markdown_table(runs_table(runs))]
+    images = f'{first["train_images"]:,} training and {first["test_images"]:,} {first["on"]} images'
+    lines = [f'## {as_text(data)}', f'{images}. {machines(runs)}', markdown_table(runs_table(runs))]
     if 'learning' in figures:
         save_figure(figures.pop('learning')['learning'], out / 'figures' / f'{slug}-learning.png')
         lines += ['Accuracy along each run, on training images held out from a classifier with ten labels a class '
@@ -378,9 +381,10 @@ def write_report(
     if out.exists() and not out.is_dir():
         raise FileExistsError(f'{str(out)!r} is a file; choose another folder for the report')
     out.mkdir(parents=True, exist_ok=True)
-    lines = [f'# {as_text(title)}', 'Every number was computed by `cebm eval` on the test images of the data set that heads '
-             'its section, with the pixels beside it, except rows marked as published, which are quoted. A blank was '
-                 'not run, or is explained at the end of its section.']
+    lines = [f'# {as_text(title)}',
+             'Every number was computed by `cebm eval` on the test images of the data set that heads its section, with '
+             'the pixels beside it, except rows marked as published, which are quoted. A blank was not run, or is '
+             'explained at the end of its section.']
     for data in dict.fromkeys(run.result['data'] for run in runs):
         lines += _section([run for run in runs if run.result['data'] == data], out, root, pictures)
     text = '\n\n'.join(lines) + '\n'
@@ -418,7 +422,8 @@ def card_text(
 ) -> str:
     "A card as Markdown."
     shape = (f"{card['model']}, trained without labels on the {card['train_images']:,} training images of "
-             f"{as_text(card['data'])}: {as_text(Code(card['command']))}, {card['updates']:,} updates in {card['minutes']} minutes")
+             f"{as_text(card['data'])}: {as_text(Code(card['command']))}, "
+             f"{card['updates']:,} updates in {card['minutes']} minutes")
     if card['best']:
         shape += f"; of these the model at update {card['best']:,}, which labels of training images have chosen"
     lines = [f'# {name}', f"{shape} ({as_text(card['versions'].get('machine') or 'machine not noted')}; commit "

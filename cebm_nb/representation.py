@@ -105,6 +105,7 @@ def balanced_draw(
         out.append(rng.choice(members, per_class, replace=False))
     return np.concatenate(out)
 
+# %% ../nbs/11_representation.ipynb #00223488
 def few_label(
     train_features: np.ndarray,  # (N, D)
     train_labels: np.ndarray,  # (N,)

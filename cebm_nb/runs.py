@@ -90,9 +90,8 @@ class Run:
         model: nn.Module | None = None,  # of a run with a model of your own: one of the same architecture
     ) -> 'Run':
         "A run from its folder; raises FileNotFoundError or ValueError with a word on what is wrong."
-        folder = Path(folder)
-        return cls(folder, load_model(folder, model, which=which), read_table(folder / 'metrics.csv', 'step', 'seconds'),
-                   read_config(folder))
+        model, metrics = load_model(folder, model, which=which), Path(folder) / 'metrics.csv'
+        return cls(Path(folder), model, read_table(metrics, 'step', 'seconds'), read_config(folder))
 
     @property
     def name(self) -> str: return self.config['model']
@@ -165,7 +164,7 @@ class Saver:
 
     def record(self, trainer: Trainer, status: str | None = None):
         "Write the tables, the rollbacks, and how the run ended."
-        health = [row for row in trainer.notes.get('health', []) if row['step'] <= trainer.step]  # not behind a rollback
+        health = [row for row in trainer.notes.get('health', []) if row['step'] <= trainer.step]  # of this attempt
         for name, rows in dict(metrics=trainer.rows, health=health).items():
             if rows or name == 'metrics':
                 write_atomically(self.folder / f'{name}.csv', lambda p: pd.DataFrame(rows).to_csv(p, index=False))

@@ -191,8 +191,8 @@ def kernel_distance(
     second: np.ndarray,  # features, (M, D)
 ) -> float:
     "Unbiased estimate of the squared maximum mean discrepancy under a cubic kernel."
-    def kernel(a, b): return polynomial_kernel(np.asarray(a, np.float64), np.asarray(b, np.float64), degree=3,
-                                               coef0=1)  # gamma is 1 / D by default
+    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    def kernel(a, b): return polynomial_kernel(a, b, degree=3, coef0=1)  # gamma is 1 / D by default
     def within(a):
         k = kernel(a, a)
         return (k.sum() - np.trace(k)) / (len(a) * (len(a) - 1))
@@ -251,9 +251,8 @@ def train_features(
     net.eval()
     if data.test.labels is not None:
         net.accuracy = float((data.test.map(net, device=device).argmax(1) == data.test.labels).float().mean())
-    net.head.weight.data *= (scale := float(features_of(net,
-                                                        data.train.serve(slice(2000))).std()))  # the logits stay what they are
-    net.scale = scale
+    net.scale = float(features_of(net, data.train.serve(slice(2000))).std())
+    net.head.weight.data *= net.scale  # the logits stay what they are
     return net
 
 # %% ../nbs/13_samples.ipynb #4a60ed3e

@@ -181,8 +181,8 @@ class EnergySettings(Settings):
             raise UserError(f'batch_size must not be larger than buffer.size, got {self.batch_size} and '
                             f'{self.buffer.size}')
         if (counted := (1 - self.buffer.restart_prob) ** self.buffer.burn_in) < 0.01:
-            raise UserError(f'buffer.restart_prob and buffer.burn_in leave {100 * counted:.2g} % of the chains to learn '
-                            f'from; lower one of them')
+            raise UserError(f'buffer.restart_prob and buffer.burn_in leave {100 * counted:.2g} % of the chains to '
+                            f'learn from; lower one of them')
 
 @dataclass(frozen=True)
 class AdversarialSettings(Settings):

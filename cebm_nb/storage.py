@@ -62,7 +62,8 @@ def check_schema(
     "The value itself if it is of the type; raises UserError with the place of the first difference."
     try: TypeAdapter(schema).validate_python(value, strict=True)
     except (ValidationError, RecursionError) as error:
-        wrong = error.errors(include_input=False)[0] if isinstance(error, ValidationError) else dict(loc=(), msg='too deep')
+        wrong = dict(loc=(), msg='too deep')
+        if isinstance(error, ValidationError): wrong = error.errors(include_input=False)[0]
         place = ".".join(str(at)[:40] for at in wrong['loc'])
         raise UserError(f'{path} is damaged: {f"{place}: " * bool(place)}{" ".join(wrong["msg"].split())}') from None
     return value

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import shlex
+import signal
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -217,8 +218,10 @@ def _all(kernels, calls, tell):  # every call, `jobs` at a time
         try:
             for future in [pool.submit(kernels, call) for call in calls]: future.result()
         except BaseException:  # what has not begun does not begin
-            tell('Stopping: the runs that are under way save themselves first, which may take a minute')
+            tell('Stopping: the runs that are under way save themselves first')
             pool.shutdown(wait=False, cancel_futures=True)
+            for kernel in extra('psutil', 'experiments').Process().children():  # which a Ctrl-C does not reach
+                kernel.send_signal(signal.SIGINT)
             raise
 
 # %% ../nbs/22_sweep.ipynb #f9b78eaf

@@ -168,8 +168,8 @@ def identity(
     "What the weights of a run depend on; it does not change along the run, and goes with the weights."
     own = ('budget', 'save_every', 'validate_every', 'device', 'precision', 'run')  # what may change, and the record
     run = config['run']
-    return {k: v for k, v in config.items() if k not in own} | dict(in_shape=run['in_shape'], fingerprint=run['data'],
-                                                                    own=run['own'])
+    kept = {k: v for k, v in config.items() if k not in own}
+    return kept | dict(in_shape=run['in_shape'], fingerprint=run['data'], own=run['own'])
 
 # %% ../nbs/18_zoo.ipynb #6db01960
 def check_unchanged(
@@ -180,14 +180,15 @@ def check_unchanged(
     "Raises UserError where `config.json` says something else than when the weights were made."
     before, now = record.get('config'), json.loads(json.dumps(identity(config)))
     if not isinstance(before, dict): raise UserError(f'{path} has weights beside it that are not those of a run')
-    if different := [f'{k} is {now.get(k)!r}, it was {before.get(k)!r}' for k in now | before if now.get(k) != before.get(k)]:
-        raise UserError(f'{path} was changed since its weights were made: {", ".join(different)[:300]}')
+    different = [k for k in now | before if now.get(k) != before.get(k)]
+    words = ', '.join(f'{k} is {now.get(k)!r}, it was {before.get(k)!r}' for k in different)[:300]
+    if different: raise UserError(f'{path} was changed since its weights were made: {words}')
 
 def read_weights(
     folder: Path,  # a run folder
     which: str = 'last',  # 'last', or 'best' for the best along the run by its validation
 ) -> tuple:  # config.json, the tensors, and their record
-    "The weights of a run and what it says of itself; raises FileNotFoundError or UserError where it contradicts itself."
+    "The weights of a run; raises FileNotFoundError, or UserError where the run contradicts itself."
     names = dict(last='model.safetensors', best='best.safetensors')
     folder, name = Path(folder), names[check_name('model of a run', which, list(names))]
     config = read_config(folder)
@@ -197,7 +198,8 @@ def read_weights(
     check_unchanged(config, record, folder / 'config.json')
     ended = config['run']['finished'] or dict(updates=record.get('step'))
     if which == 'last' and ended['updates'] != record.get('step'):
-        raise UserError(f'{folder / "config.json"} speaks of update {ended["updates"]}, {name} is of {record.get("step")}')
+        raise UserError(f'{folder / "config.json"} speaks of update {ended["updates"]}, '
+                        f'{name} is of {record.get("step")}')
     return config, tensors, record
 
 # %% ../nbs/18_zoo.ipynb #0fe73a6c

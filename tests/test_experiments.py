@@ -2,6 +2,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -81,6 +82,17 @@ def test_a_sweep_that_is_killed_goes_on_and_passes_over_failures(tmp_path):
     for name in ('vae', 'cebm'):
         assert json.loads((tmp_path / 'sweep' / f'digits-{name}-s0' / 'config.json').read_text())['run']['finished'] | dict(seconds=0) == dict(status='complete', updates=400, seconds=0)
     assert 'vae' in (tmp_path / 'sweep' / 'report' / 'report.md').read_text()
+
+
+def test_ctrl_c_ends_a_sweep_with_its_runs_saved(tmp_path):
+    (tmp_path / 'grid.yaml').write_text('out: sweep\nparts: [neighbours]\ngrids: [{data: digits, model: [vae, cebm], preset: smoke, steps: 1000000}]\n')
+    process, folders = start(tmp_path, 'sweep', 'grid.yaml', '--jobs', 2), [tmp_path / 'sweep' / f'digits-{model}-s0' for model in ('vae', 'cebm')]
+    deadline = time.monotonic() + 120
+    while not all((folder / 'checkpoint' / 'state.safetensors').exists() for folder in folders) and time.monotonic() < deadline: time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130 and 'Stopping' in out and 'interrupted' in err and 'Traceback' not in err
+    for folder in folders: assert json.loads((folder / 'config.json').read_text())['run']['finished']['status'] == 'interrupted'
 
 
 @pytest.mark.parametrize('name', pretrained_names())
