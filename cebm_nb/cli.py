@@ -26,7 +26,7 @@ import tyro
 
 from . import __version__
 from .settings import (DATA_SETS, ENCODERS, FAMILIES, MODELS, SAMPLERS, Config, UserError, check_name,
-                              get_settings, read_document, read_file, trainable_names)
+                              get_settings, one_line, read_document, read_file, trainable_names)
 
 # %% ../nbs/23_cli.ipynb #3455f56a
 _runs = Annotated[tuple[str, ...], tyro.conf.Positional]
@@ -370,12 +370,12 @@ def _exit_status(args, debug, program) -> int:
     except Exception as error:
         if debug: raise
         meant = isinstance(error, (UserError, OSError)) or type(error).__name__ == 'DivergenceError'
-        text = ' '.join(str(error).split()) or type(error).__name__
+        text = one_line(error) or type(error).__name__
         if not meant: text = f'internal error, {type(error).__name__}: {text}; --debug shows where'
         return _fail(f'{program}: {text}', _status(error))
 
 def _fail(line, status):
-    print(''.join(c if c.isprintable() else '?' for c in line), file=sys.stderr)  # a name must not steer the terminal
+    print(one_line(line), file=sys.stderr)
     return status
 
 def main(
@@ -386,6 +386,6 @@ def main(
     debug, program = '--debug' in args, f'cebm {args[0]}' if args and args[0] in _commands else 'cebm'
     if debug: args.remove('--debug')
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_: _fail(f'{program}: {" ".join(str(message).split())}', 0)
+        warnings.showwarning = lambda message, *_: _fail(f'{program}: {message}', 0)
         status = _exit_status(args, debug, program)
     sys.exit(status)

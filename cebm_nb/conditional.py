@@ -129,6 +129,7 @@ def nearest_by_known(
     index, _ = nearest_neighbours(*(x[known.expand_as(x)].view(len(x), -1).numpy() for x in (images, training)))
     return torch.where(known, images, training[index])
 
+# %% ../nbs/14_conditional.ipynb #4aec9639
 class _Conditioner:  # one run's kernel and energy, applied to batches of images
     def __init__(self, run, seed, device):
         self.run, self.seed, self.device, self.model = run, seed, pick_device(device), run.model
@@ -144,6 +145,7 @@ class _Conditioner:  # one run's kernel and energy, applied to batches of images
 
     def clean(self, steps, noisy, noise_std): return self(denoise, steps, noisy, noise_std)
 
+# %% ../nbs/14_conditional.ipynb #e80bc86e
 def _filling(chains, test, train, training, name, candidates, guesses):
     records, rows, mean = [], {'image': test}, training.mean(0, keepdim=True).expand_as(test)
     for task, known in masks(test.shape[1:]).items():
@@ -160,15 +162,15 @@ def _filling(chains, test, train, training, name, candidates, guesses):
                  f'{task}: {name}': several[0]}
     return records, rows
 
+# %% ../nbs/14_conditional.ipynb #56f564b8
 def _cleaning(chains, test, train, name, candidates, noise_std, seed):
     generator = torch.Generator().manual_seed(seed)
     noisy_train, noisy = (x + noise_std * torch.empty_like(x).normal_(generator=generator) for x in (train, test))
     weight = best_of((0.05, 0.1, 0.2, 0.4, 0.8), lambda w: rmse(total_variation(noisy_train, w), train))
     steps = best_of(candidates, lambda n: rmse(chains.clean(n, noisy_train, noise_std), train))
-    smooth, cleaned, task = total_variation(noisy, weight), chains.clean(steps, noisy,
-        noise_std), f'noise of sd {noise_std:g}'
-    records = [dict(representation=who, method=method, task=task, rmse=rmse(guess, test), steps=steps if who == name
-                    else None, images=len(test))
+    smooth, cleaned = total_variation(noisy, weight), chains.clean(steps, noisy, noise_std)
+    records = [dict(representation=who, method=method, task=f'noise of sd {noise_std:g}', rmse=rmse(guess, test),
+                    steps=steps if who == name else None, images=len(test))
                for who, method, guess in (('pixel', 'left as it is', noisy), ('pixel', 'total variation', smooth),
                                           (name, 'one chain', cleaned))]
     return records, {'image': test, 'noisy': noisy, 'total variation': smooth, name: cleaned}

@@ -200,20 +200,22 @@ class ImageData:
             if part.labels is not None: digest.update(part.labels.cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
-    def hold_out(self, fraction: float = 0.1) -> 'ImageData':
-        """The same set with a part of `train` as `valid`, the same images on every call; raises ValueError where it has
-        one."""
-        if self.valid is not None:
-            raise UserError(f'{self.name} has a part for validation already, of {len(self.valid)} images')
-        train, valid = split_by_content(self.train, fraction)
-        return replace(self, name=f'{self.name}/validation', train=train, valid=valid)
-
     def __repr__(self):
         sizes = ', '.join(f'{len(part):,} {name}' for name, part in self.parts.items())
         c, *sides = self.in_shape
         shape = 'x'.join(map(str, [*sides, c])) if sides else f'{c} features'
         classes = f'{len(self.class_names)} classes' if self.class_names else 'no labels'
         return f'ImageData({self.name}: {sizes}, {shape}, {classes})'
+
+# %% ../nbs/06_data.ipynb #1cc3e265
+@patch
+def hold_out(self: ImageData, fraction: float = 0.1) -> 'ImageData':
+    """The same set with a part of `train` as `valid`, the same images on every call; raises ValueError where it has
+    one."""
+    if self.valid is not None:
+        raise UserError(f'{self.name} has a part for validation already, of {len(self.valid)} images')
+    train, valid = split_by_content(self.train, fraction)
+    return replace(self, name=f'{self.name}/validation', train=train, valid=valid)
 
 # %% ../nbs/06_data.ipynb #62a217e1
 def _images_and_labels(images, labels):  # also from a torch Dataset of (image, label)

@@ -28,7 +28,7 @@ from typing_extensions import NotRequired, TypedDict
 
 from .conditional import conditional_records
 from .data import ImageData
-from .detection import detection_records, detection_scores, outlier_sets, stranger_names
+from .detection import detection_records, detection_scores, outlier_sets, ood_names
 from .fast import exact_convolutions, pick_device
 from .models import Pixel
 from .plots import (plot_chain_energies, plot_confusion, plot_few_label, plot_images, plot_rows, plot_scores,
@@ -134,7 +134,7 @@ def ood_part(s: Subject) -> PartResult:
     records, problems = detection_records(scores, s.name)
     bad = {name for name in scores if any(problem.startswith(f'{name} of') for problem in problems)}
     finite = {name: of for name, of in scores.items() if name not in bad}
-    absent = [name for name in stranger_names(s.data) if name not in sets]
+    absent = [name for name in ood_names(s.data) if name not in sets]
     notes = problems + ([f'not run against {", ".join(absent)}, whose files are not here'] if absent else [])
     return PartResult(floor[0] + records, {'ood': plot_scores(finite)} if finite else {}, notes)
 
@@ -411,7 +411,7 @@ def ood_table(
     result: dict,
     figure: str = 'auroc',  # or 'aupr', or 'fpr95'
 ) -> pd.DataFrame:
-    "One detection figure in per cent with its 95 % interval: a row for each score, a column for each set of strangers."
+    "One detection figure in per cent with its 95 % interval: a row for each score, a column for each OOD set."
     rows = {}
     for r in result['ood']:
         low, value, high = (_percent(r[figure + ending]) for ending in ('_low', '', '_high'))
@@ -439,7 +439,7 @@ def sample_table(result: dict) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient='index').fillna('')
 
 def conditional_table(result: dict) -> pd.DataFrame:
-    "Root mean squared errors of completed and cleaned images, in units of [-1, 1]."
+    "Root mean squared errors of inpainted and denoised images, in units of [-1, 1]."
     rows = {}
     for r in result['conditional']:
         cell = '' if r['rmse'] is None else f"{r['rmse']:.3f}"
@@ -475,7 +475,7 @@ part_titles = {'few-label': 'Test accuracy in %, logistic regression on few labe
                'ood': 'Out-of-distribution detection: AUROC in % with 95 % interval',
                'clusters': 'Clusters of the test images against classes, in %',
                'samples': 'Distance of samples to held-out images, and convergence of chains',
-               'conditional': 'Root mean squared error of completed and cleaned test images'}
+               'conditional': 'Root mean squared error of inpainted and denoised test images'}
 
 def evaluation_tables(
     result: dict,  # what `evaluate` returns, or what eval.json holds

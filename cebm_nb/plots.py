@@ -18,7 +18,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .settings import UserError
+from .settings import UserError, one_line
 from .storage import write_atomically
 
 # %% ../nbs/10_plots.ipynb #de25ba4e
@@ -59,7 +59,7 @@ def as_label(
     text,  # a name
 ) -> str:
     "The name as it is, on one line and of at most 60 characters."
-    text = ' '.join(''.join(c if c.isprintable() else ' ' for c in str(text)).split())
+    text = one_line(text)
     return (text if len(text) <= 60 else f'{text[:57]}...').replace('$', r'\$')
 
 # %% ../nbs/10_plots.ipynb #b71745d6

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['published_labels', 'published', 'published_table', 'EvaluatedRun', 'read_run', 'read_runs', 'flat', 'command_line',
-           'training_command', 'merge_results', 'Code', 'one_line', 'as_text', 'markdown_table', 'as_html',
-           'runs_table', 'machines', 'records_table', 'group_seeds', 'seeds_table', 'section_figures', 'run_pictures',
-           'copy_picture', 'write_report', 'make_card', 'card_text', 'pack_model']
+           'training_command', 'merge_results', 'Code', 'as_text', 'markdown_table', 'as_html', 'runs_table',
+           'machines', 'records_table', 'group_seeds', 'seeds_table', 'section_figures', 'run_pictures', 'copy_picture',
+           'write_report', 'make_card', 'card_text', 'pack_model']
 
 # %% ../nbs/16_report.ipynb #2a6d9550
 import html
@@ -23,7 +23,7 @@ from .data import load_data
 from .evaluation import (Evaluation, evaluation_parts, evaluation_tables, few_label_table, neighbour_figures,
                                 ood_table, part_key, part_titles)
 from .plots import plot_few_label, plot_learning, save_figure
-from .settings import MODELS, Config, UserError, extra, read_document
+from .settings import MODELS, Config, UserError, extra, one_line, read_document
 from .storage import checksum, read_json, read_table, save_weights, write_atomically
 from .zoo import load_model, read_weights
 
@@ -169,12 +169,8 @@ def merge_results(
 class Code(str):
     "Text that is shown as code."
 
-def one_line(text) -> str:
-    "A text without line breaks and what else is not printed."
-    return ' '.join(''.join(c if c.isprintable() else ' ' for c in str(text)).split())
-
 def as_text(
-    text,  # anything; what is in it comes from folders and files, perhaps a stranger's
+    text,  # anything; what is in it comes from folders and files, perhaps somebody else's
 ) -> str:
     "Markdown that shows a text as it is, on one line: no links, no pictures, no headings, no HTML."
     words = one_line(text)

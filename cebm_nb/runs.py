@@ -23,6 +23,7 @@ from typing import Callable
 
 import pandas as pd
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -96,22 +97,6 @@ class Run:
     @property
     def name(self) -> str: return self.config['model']
 
-    @property
-    def chains(self) -> Tensor:
-        """The chains of the replay buffer past their burn-in, as training left them, or all where none is: (N, C, H,
-        W); warns where a checkpoint is damaged and an older one is read; FileNotFoundError without."""
-        try: tensors, record, path, wrong = Checkpoints(self.folder / 'checkpoint').newest()
-        except FileNotFoundError:
-            raise FileNotFoundError(f'{str(self.folder)!r} holds no chains, its checkpoint is missing') from None
-        if 'chains' not in tensors:
-            raise FileNotFoundError(f'{str(self.folder)!r} holds no chains, its model is not an energy-based one')
-        check_unchanged(self.config, record, self.folder / 'config.json')
-        if wrong:
-            words = f'{"; ".join(wrong)}. These chains are of {path.name}, update {record["step"]}'
-            warnings.warn(words, OlderState, stacklevel=3)
-        counted = tensors['ages'] >= self.config['settings']['buffer']['burn_in']
-        return tensors['chains'][counted] if counted.any() else tensors['chains']
-
     def resume(self, **options) -> 'Run':
         "Go on where the run's checkpoint left it; the options are those of `resume`."
         return resume(self.folder, **options)
@@ -122,6 +107,23 @@ class Run:
 def load_run(folder: str | Path, which: str = 'last', model: nn.Module | None = None) -> Run:
     "A run from its folder, see `Run.load`."
     return Run.load(folder, which, model)
+
+# %% ../nbs/19_runs.ipynb #dc9c04a5
+@patch(as_prop=True)
+def chains(self: Run) -> Tensor:
+    """The chains of the replay buffer past their burn-in, as training left them, or all where none is: (N, C, H,
+    W); warns where a checkpoint is damaged and an older one is read; FileNotFoundError without."""
+    try: tensors, record, path, wrong = Checkpoints(self.folder / 'checkpoint').newest()
+    except FileNotFoundError:
+        raise FileNotFoundError(f'{str(self.folder)!r} holds no chains, its checkpoint is missing') from None
+    if 'chains' not in tensors:
+        raise FileNotFoundError(f'{str(self.folder)!r} holds no chains, its model is not an energy-based one')
+    check_unchanged(self.config, record, self.folder / 'config.json')
+    if wrong:
+        words = f'{"; ".join(wrong)}. These chains are of {path.name}, update {record["step"]}'
+        warnings.warn(words, OlderState, stacklevel=2)
+    counted = tensors['ages'] >= self.config['settings']['buffer']['burn_in']
+    return tensors['chains'][counted] if counted.any() else tensors['chains']
 
 # %% ../nbs/19_runs.ipynb #66a3b81d
 class _Progress:  # the bar: how far, and the last measurements
@@ -159,18 +161,18 @@ class Saver:
         self.checkpoints.save(trainer)
         about = dict(model=model_config(trainer.model), config=identity(self.config), step=trainer.step)
         save_weights(self.folder / 'model.safetensors', trainer.average.state_dict(), about)
-        self.record(trainer, status)
         self.last, self.saved = time.monotonic(), trainer.step
+        self.record(trainer, status)
 
     def record(self, trainer: Trainer, status: str | None = None):
-        "Write the tables, the rollbacks, and how the run ended."
+        "Write the tables, the rollbacks, and how the run ended, with the update of the model that lies in the folder."
         health = [row for row in trainer.notes.get('health', []) if row['step'] <= trainer.step]  # of this attempt
         for name, rows in dict(metrics=trainer.rows, health=health).items():
             if rows or name == 'metrics':
                 write_atomically(self.folder / f'{name}.csv', lambda p: pd.DataFrame(rows).to_csv(p, index=False))
-        ended = dict(status=status, updates=trainer.step, seconds=round(trainer.seconds, 1)) if status else None
+        ended = dict(status=status, updates=self.saved, seconds=round(trainer.seconds, 1)) if status else None
         run = self.config['run'] | dict(rollbacks=trainer.rollbacks, finished=ended)
-        if ended or trainer.rollbacks: write_json(self.folder / 'config.json', self.config | dict(run=run))
+        write_json(self.folder / 'config.json', self.config | dict(run=run))
 
 # %% ../nbs/19_runs.ipynb #573ea46d
 class Rollback:
@@ -289,6 +291,20 @@ def model_presets(model: nn.Module) -> dict:
     config = model_config(model)
     return MODELS[config['name']].presets if config else getattr(trainer_class(model), 'presets', energy_presets)
 
+# %% ../nbs/19_runs.ipynb #01d712e1
+def _check_asked(model, data, device, image_size, options):  # what can be told before anything is loaded
+    pick_device(device)
+    check_name('model', model, trainable_names()) if isinstance(model, str) else trainer_class(model)
+    if options is not None and not isinstance(options, dict):
+        raise UserError(f'options must be names and values, got {options!r}')
+    if image_size is not None and not isinstance(data, str):
+        raise UserError('image_size is for folders and npz files, these data are loaded')
+
+def _first_record(trainer, data, own) -> dict:  # `run` of config.json
+    own = {k: getattr(v, '__name__', type(v).__name__) for k, v in own.items() if v}
+    return dict(in_shape=list(data.in_shape), data=data.fingerprint, device=str(trainer.device), versions=versions(),
+                own=own, rollbacks=[], finished=None)
+
 # %% ../nbs/19_runs.ipynb #823500c2
 def train(
     model: str | nn.Module = 'cebm',  # one of MODELS, or a model of yours, see `EnergyModel`
@@ -315,12 +331,7 @@ def train(
     "Train a model and leave a run folder; raises ValueError and OSError before it starts, DivergenceError later."
     named = data if isinstance(data, str) else None
     if isinstance(sampler, dict): sampler, settings = None, settings | dict(sampler=sampler)
-    pick_device(device)  # what can be told before anything is loaded, is
-    check_name('model', model, trainable_names()) if isinstance(model, str) else trainer_class(model)
-    if options is not None and not isinstance(options, dict):
-        raise UserError(f'options must be names and values, got {options!r}')
-    if image_size is not None and named is None:
-        raise UserError('image_size is for folders and npz files, these data are loaded')
+    _check_asked(model, data, device, image_size, options)
     data = as_data(data, root, image_size)
     if data.skipped: print(data.note)
     if isinstance(model, str): model = create_model(model, data.in_shape, seed, **options or {})
@@ -333,9 +344,7 @@ def train(
     folder = new_run_folder(out, f'{file_name(config.data)}-{name}-{preset}-s{seed}')
     own = dict(sampler=sampler, objective=objective)
     trainer = make_trainer(model, data, chosen, config, **own)
-    run = dict(in_shape=list(data.in_shape), data=data.fingerprint, device=str(trainer.device), versions=versions(),
-               own={k: getattr(v, '__name__', type(v).__name__) for k, v in own.items() if v}, rollbacks=[],
-               finished=None)
+    run = _first_record(trainer, data, own)
     made = {k: v for k, v in made.items() if k not in ('name', 'in_shape', 'seed')}
     document = asdict(replace(config, settings=chosen)) | dict(options=made, run=run)
     folder.mkdir(parents=True, exist_ok=True)

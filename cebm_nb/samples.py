@@ -301,7 +301,7 @@ def distances(
     real: Tensor,  # (M, C, H, W)
     net: nn.Module,  # with `features`
 ) -> tuple:  # Fréchet and kernel distance; None where an image is not finite
-    "Distances of images to real ones, judged by a network."
+    "Distances of images to real ones, in the features of a network."
     if not images.isfinite().all(): return None, None
     first, second = features_of(net, images), features_of(net, real)
     return frechet_distance(first, second), kernel_distance(first, second)
@@ -309,7 +309,7 @@ def distances(
 def distance_records(
     sets: dict,  # a word for each set of samples, to images (n, C, H, W) in [-1, 1]
     data: ImageData,
-    net: FeatureNet,  # the judge
+    net: FeatureNet,  # the feature extractor
     name: str = 'model',  # what to call the model in the records
     most: int = 250,  # images in a half; more samples than a half has images are left out
     inception: nn.Module | None = None,  # a second extractor, for frechet_inception, kernel_inception
@@ -321,7 +321,7 @@ def distance_records(
                      *((name, what, images[:len(real)]) for what, images in sets.items())], []
     for who, what, images in rows:
         record = dict(representation=who, images=what, number=len(images), feature_accuracy=net.accuracy)
-        for ending, judge in {'': net, '_inception': inception}.items():
-            if judge: record |= dict(zip((f'frechet{ending}', f'kernel{ending}'), distances(images, real, judge)))
+        for ending, extractor in {'': net, '_inception': inception}.items():
+            if extractor: record |= dict(zip((f'frechet{ending}', f'kernel{ending}'), distances(images, real, extractor)))
         records.append(record)
     return records

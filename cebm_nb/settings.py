@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'ENCODERS', 'SAMPLERS', 'DATA_SETS', 'energy_presets', 'vae_presets', 'bigan_presets', 'MODELS',
-           'UserError', 'check_name', 'extra', 'Registry', 'check_types', 'check_numbers', 'SamplerSettings',
-           'BufferSettings', 'OptimiserSettings', 'Settings', 'EnergySettings', 'AdversarialSettings', 'change',
-           'ModelOptions', 'CEBMOptions', 'MixtureOptions', 'IGEBMOptions', 'VAEOptions', 'MixtureVAEOptions',
-           'BiGANOptions', 'MixtureBiGANOptions', 'ModelKind', 'trainable_names', 'get_settings', 'Budget', 'Config',
-           'check_values', 'read_file', 'read_document']
+           'UserError', 'one_line', 'check_name', 'extra', 'Registry', 'check_types', 'check_numbers',
+           'SamplerSettings', 'BufferSettings', 'OptimiserSettings', 'Settings', 'EnergySettings',
+           'AdversarialSettings', 'change', 'ModelOptions', 'CEBMOptions', 'MixtureOptions', 'IGEBMOptions',
+           'VAEOptions', 'MixtureVAEOptions', 'BiGANOptions', 'MixtureBiGANOptions', 'ModelKind', 'trainable_names',
+           'get_settings', 'Budget', 'Config', 'check_values', 'read_file', 'read_document']
 
 # %% ../nbs/03_settings.ipynb #aea1fe84
 import difflib
@@ -22,6 +22,10 @@ from typing import Callable
 # %% ../nbs/03_settings.ipynb #0b84bfce
 class UserError(ValueError):
     "A mistake in what was asked for; its message says in one line what was expected, what came and what to do."
+
+def one_line(text) -> str:
+    "A text on one line, without what is not printed: a name from a file must not steer a terminal or a page."
+    return ' '.join(''.join(c if c.isprintable() else ' ' for c in str(text)).split())
 
 def check_name(
     kind: str,  # what is named, for the message
@@ -41,7 +45,6 @@ def extra(
     "A module that not every installation has; raises UserError with the line that installs it."
     try: return importlib.import_module(module)
     except ImportError: raise UserError(f"{module} is not installed; pip install 'cebm_nb[{name}]'") from None
-
 
 # %% ../nbs/03_settings.ipynb #635e9e30
 class Registry(dict):
@@ -394,7 +397,7 @@ def read_file(
     except OSError as error: raise UserError(f'cannot read {str(path)!r}: {error.strerror}') from None
     except (yaml.YAMLError, UnicodeError, OverflowError, AttributeError, RecursionError, ValueError) as error:
         if isinstance(error, UserError): raise
-        raise UserError(f'{path} is neither JSON nor YAML: {" ".join(str(error).split())}') from None
+        raise UserError(f'{path} is neither JSON nor YAML: {one_line(error)}') from None
     return check_values(found, path)
 
 # %% ../nbs/03_settings.ipynb #b786cbbc

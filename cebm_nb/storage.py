@@ -22,7 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from .settings import UserError, check_values
+from .settings import UserError, check_values, one_line
 
 # %% ../nbs/17_storage.ipynb #1dfb67f4
 def write_atomically(
@@ -65,7 +65,7 @@ def check_schema(
         wrong = dict(loc=(), msg='too deep')
         if isinstance(error, ValidationError): wrong = error.errors(include_input=False)[0]
         place = ".".join(str(at)[:40] for at in wrong['loc'])
-        raise UserError(f'{path} is damaged: {f"{place}: " * bool(place)}{" ".join(wrong["msg"].split())}') from None
+        raise UserError(f'{path} is damaged: {f"{place}: " * bool(place)}{one_line(wrong["msg"])}') from None
     return value
 
 def read_json(path: Path, schema=dict) -> dict:

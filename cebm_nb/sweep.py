@@ -29,7 +29,7 @@ from .data import check_data_name, file_name
 from .evaluation import Evaluation, evaluation_parts
 from .fast import parse_device
 from .report import training_command
-from .settings import Budget, Config, UserError, check_name, extra, read_document, read_file
+from .settings import Budget, Config, UserError, check_name, extra, one_line, read_document, read_file
 from .storage import read_json, write_json, write_lock
 from .zoo import read_config
 
@@ -114,7 +114,7 @@ def read_grid(
             raise UserError(f'several rows are named {", ".join(twice)}; give each block a tag')
         if not rows: raise UserError('it has no rows')
     except (ValueError, TypeError) as error:
-        raise UserError(f'{path}: {" ".join(str(error).split())}') from None
+        raise UserError(f'{path}: {one_line(error)}') from None
     return grid
 
 # %% ../nbs/22_sweep.ipynb #4e3aff8c
@@ -196,9 +196,9 @@ def run_notebook(
                    extra_arguments=['--IPKernelApp.log_level=50'])
     source = experiments_folder() / f'{name}.ipynb'
     try: papermill.execute_notebook(literal(source), literal(out), parameters, **options)
-    except papermill.PapermillExecutionError as error: return f'{error.ename}: {" ".join(str(error.evalue).split())}'
+    except papermill.PapermillExecutionError as error: return f'{error.ename}: {one_line(error.evalue)}'
     except Exception as error:
-        return f'{type(error).__name__}: {" ".join(str(error).split())[:300]}'  # a dead kernel
+        return f'{type(error).__name__}: {one_line(error)[:300]}'  # a dead kernel
 
 # %% ../nbs/22_sweep.ipynb #977e2a52
 class _Kernels:  # what to give the notebook that runs in the n-th place: its part of the cores, and a GPU

@@ -16,7 +16,7 @@ from torchvision import datasets
 
 import cebm_nb.data as data_module
 from cebm_nb.data import ImageSet, load_data
-from cebm_nb.detection import outlier_sets, real_strangers, stranger_names
+from cebm_nb.detection import outlier_sets, real_ood_sets, ood_names
 from cebm_nb.settings import UserError
 from cebm_nb.zoo import create_model
 
@@ -128,10 +128,10 @@ def test_dtd_is_cropped_and_scaled(tmp_path):
     assert data.in_shape == (3, 32, 32) and data.train.labels.tolist() == [0, 1]
     assert data.train.images[1, :, 5, 5].tolist() == [10, 20, 30]
 
-    digits = load_data('digits-m')  # to which textures are strangers, as soon as their files are there
-    assert stranger_names(digits) == ['cifar10', 'svhn', 'dtd']
-    strangers = real_strangers(digits, root=tmp_path)
-    assert list(strangers) == ['dtd'] and torch.equal(strangers['dtd'].images, data.test.images)
+    digits = load_data('digits-m')  # to which textures are OOD, as soon as their files are there
+    assert ood_names(digits) == ['cifar10', 'svhn', 'dtd']
+    sets = real_ood_sets(digits, root=tmp_path)
+    assert list(sets) == ['dtd'] and torch.equal(sets['dtd'].images, data.test.images)
     assert 'dtd' in outlier_sets(digits, most=4, root=tmp_path) and 'svhn' not in outlier_sets(digits, most=4, root=tmp_path)
 
 

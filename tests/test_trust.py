@@ -55,7 +55,7 @@ class Folder(RuleBasedStateMachine):
         import tempfile
         self.place = tempfile.TemporaryDirectory()
         self.folder, self.data = Path(self.place.name) / 'run', cn.load_data('digits')
-        cn.train('cebm', self.data, out=self.folder, steps=7, **QUICK)
+        cn.train('cebm', self.data, out=self.folder, steps=7, save_every=0, **QUICK)           # saved at each update, so that a kill can be between two saves of a resumed run
 
     @rule(more=st.integers(1, 8))
     def resume(self, more): cn.resume(self.folder, data=self.data, steps=self.saved()[1]['step'] + more, progress=False)
@@ -82,6 +82,11 @@ class Folder(RuleBasedStateMachine):
         for part in ('few_label', 'neighbours'): assert shown.result[part] in ([], fresh[part])
         assert not shown.finished or which == 'best' or shown.finished['updates'] == self.saved()[1]['step']
         write_report([self.place_of(which)], Path(self.place.name) / 'page', pictures=False)
+
+    @invariant()
+    def it_can_be_loaded_and_says_how_it_ended(self):
+        ended = cn.load_run(self.folder).config['run']['finished']
+        assert ended is None or ended['updates'] == self.saved()[1]['step']
 
     @invariant()
     def measurements_are_of_the_way_so_far(self):
@@ -117,6 +122,25 @@ def test_a_changed_configuration_is_refused_by_every_command(run, changes, word)
         if words[0] == 'train' and 'speaks' in word: continue  # it goes on from its checkpoint and writes the truth
         status, _, err = call(run.parent, *words)
         assert status == 2 and len(err.splitlines()) == 1 and word in err, (words, err)
+
+
+def test_a_resumed_run_that_is_killed_has_not_ended(run):
+    class Kill(BaseException): pass
+    def kill(trainer, used):
+        if trainer.step == 15: raise Kill
+    edit(run / 'config.json', save_every=0.)
+    with pytest.raises(Kill): cn.resume(run, steps=20, progress=False, callbacks=(kill,))
+    assert load_weights(run / 'model.safetensors')[1]['step'] == 15
+    status, out, err = call(run.parent, 'eval', 'run', '--only', 'neighbours')
+    assert status == 0 and 'NOT TRAINED TO ITS END' in out, err
+
+
+def test_a_run_that_diverged_without_rollbacks_speaks_of_the_model_it_left(tmp_path):
+    from cebm_nb.trainer import DivergenceError
+    def astray(trainer, used):
+        if trainer.step == 9: raise DivergenceError('sent astray')
+    with pytest.raises(DivergenceError): cn.train('cebm', 'digits', out=tmp_path / 'run', steps=20, rollbacks=0, callbacks=(astray,), **QUICK)
+    assert cn.load_run(tmp_path / 'run').config['run']['finished'] | dict(seconds=0) == dict(status='diverged', updates=0, seconds=0)
 
 
 def test_weights_of_another_run_are_refused(run, tmp_path):
@@ -260,7 +284,7 @@ def test_a_sweep_whose_folder_has_braces(tmp_path):
     ('grids: [{data: !!binary ZGlnaXRz}]', 'holds a bytes'), ('grids: [{model: !!python/name:os.system }]', 'constructor'), ('grids: [{device: gpu}]', 'unknown device'),
     ('grids: [{precision: float8}]', 'precision'), ('grids: [{options: {latent_dims: 4}}]', "did you mean 'options.latent_dim'"), (f'grids: [{{seed: {list(range(11_000))}}}]', '10,000 rows'),
     ('a: &a [1, 1, 1, 1]\nb: &b [*a, *a, *a, *a]\nc: &c [*b, *b, *b, *b]\nd: &d [*c, *c, *c, *c]\ne: &e [*d, *d, *d, *d]\nf: &f [*e, *e, *e, *e]\ng: &g [*f, *f, *f, *f]\nh: [*g, *g, *g, *g]', 'more than 100,000')])
-def test_grids_of_strangers(tmp_path, text, word):
+def test_untrusted_grids(tmp_path, text, word):
     (tmp_path / 'grid.yaml').write_text(text)
     with pytest.raises(cn.UserError, match=word) as caught: read_grid(tmp_path / 'grid.yaml')
     assert len(str(caught.value).splitlines()) == 1
