@@ -16,7 +16,7 @@ $(STAMP): settings.ini setup.py pyproject.toml
 	$(BIN)/python -m pip install -q -e '.[all]'
 	@touch $@
 
-# Train on 4,000 real digits, then evaluate in every way: about four minutes on two cores.
+# Train on 4,000 real digits, then evaluate in every way: five to ten minutes on two cores.
 demo: RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 demo: $(STAMP)
 	@$(BIN)/cebm train --out $(RUN)
