@@ -16,7 +16,8 @@ from torch.nn.functional import softplus
 from .conjugacy import Prior
 from .encoders import ConvEncoder
 from .fast import frozen
-from .models import check_inputs, check_latents, output_shape, seeded, widen
+from .families import seeded
+from .models import check_inputs, check_latents, output_shape, widen
 from .settings import UserError, bigan_presets
 from .trainer import Trainer
 
@@ -79,7 +80,7 @@ class BiGAN(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         "The image G(z): (B, D) -> `(B, *in_shape)`, in [-1, 1]."
-        z = check_latents(z, self.prior.family.dim).to(next(self.parameters()).dtype)
+        z = check_latents(z, self.prior.family).to(next(self.parameters()).dtype)
         return torch.tanh(widen(self.generator(z)))
 
     def reconstruct(self, x: Tensor) -> Tensor:

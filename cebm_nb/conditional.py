@@ -64,7 +64,7 @@ def sample_given_latents(
     generator: torch.Generator | None = None,  # of the noise in the steps; on the device of the images
 ) -> Tensor:  # (B, C, H, W)
     "Images drawn by SGLD from p(x | z), which is proportional to exp <t(x), eta(z)>."
-    z = check_latents(z, model.prior.family.dim)
+    z = check_latents(z, model.prior.family)
     return kernel(lambda x: -model.prior.family.inner(model.suff_stats(x), z), start, generator)
 
 def traverse(

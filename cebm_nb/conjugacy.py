@@ -67,8 +67,8 @@ def posterior(self: Prior, t: Tensor) -> Distribution:
 
 @patch
 def encode(self: Prior, t: Tensor) -> Tensor:
-    "The posterior mean, the representation of an image: -> (B, dim)."
-    return self.posterior(t).mean
+    "The posterior mean, or what else represents a member of the family, the representation of an image: -> (B, dim)."
+    return self.family.represent(self.natural + t)
 
 # %% ../nbs/01_conjugacy.ipynb #1588faa8
 @patch
@@ -138,7 +138,7 @@ def posterior(self: MixturePrior, t: Tensor) -> Distribution:
 @patch
 def encode(self: MixturePrior, t: Tensor) -> Tensor:
     "The posterior mean that t(x) would give with a standard prior, without the components' own means: -> (B, dim)."
-    return self.family.distribution(self.family.standard().to(t) + t).mean
+    return self.family.represent(self.family.standard().to(t) + t)
 
 # %% ../nbs/01_conjugacy.ipynb #a81c7607
 @patch(cls_method=True)

@@ -192,6 +192,12 @@ class ImageData:
     def in_shape(self) -> tuple: return tuple(self.train.images.shape[1:])
 
     @property
+    def reach(self) -> float:
+        "Half the width of the box that the data live on: 1 for images, twice the largest absolute value of vectors."
+        images = self.train.images
+        return 1. if images.dim() == 4 else 2 * float(images.abs().max()) or 1.
+
+    @property
     def fingerprint(self) -> str:
         "Sixteen hexadecimal digits that depend on every image and label of every part."
         digest = hashlib.sha256()

@@ -96,9 +96,8 @@ def _plot_energies(axes, metrics):
     axes[1].plot(waiting.step, waiting.gap, '.', color='tab:red', label='waiting for the sampler')
     if len(waiting): axes[1].legend(frameon=False)
     axes[1].set_title('gap: E(samples) - E(data)')
-    axes[2].fill_between(metrics.step, metrics.sample_low, metrics.sample_high, alpha=0.4)
-    for edge in (-1, 1): axes[2].axhline(edge, color='0.3', lw=0.8)
-    axes[2].set_title('range of the samples')
+    axes[2].plot(metrics.step, metrics.grad_norm, color='0.3')
+    axes[2].set_title('norm of the gradient')
 
 def plot_training(
     metrics: pd.DataFrame,  # the metrics table of a run

@@ -28,7 +28,8 @@ from torch.nn import functional as F
 from .data import ImageData
 from .encoders import ConvEncoder
 from .fast import FrozenEnergy, mixed_precision, pick_device
-from .models import seeded
+from .families import seeded
+from .models import Energy
 from .settings import SAMPLERS, SamplerSettings, UserError, check_name, extra
 from .sgld import ReplayBuffer
 
@@ -41,7 +42,8 @@ def start_of_chains(
 ) -> Tensor:  # (n, C, H, W)
     "Where n chains begin; raises ValueError when the buffer has fewer, FileNotFoundError when the run has none."
     if check_name('start', start, ['buffer', 'noise']) == 'noise':
-        return ReplayBuffer(n, run.config['run']['in_shape'], generator=generator).chains
+        reach = float(getattr(run.model, 'reach', 1.))
+        return ReplayBuffer(n, run.config['run']['in_shape'], generator=generator, reach=reach).chains
     chains = run.chains
     if n > len(chains):
         raise UserError(f'n must be at most {len(chains)}, the chains of the buffer, got {n}; start from noise')
@@ -69,6 +71,7 @@ def training_kernel(
         raise UserError(f'{str(run.folder)!r} was trained with a sampler of yours, {own}; call it with '
                         f'FrozenEnergy(run.model)')
     settings = replace(SamplerSettings(**run.config['settings']['sampler']), steps=steps)
+    if isinstance(run.model, Energy): settings = replace(settings, reach=float(run.model.reach))
     return SAMPLERS.find(settings.name)(settings)
 
 def ready_to_sample(

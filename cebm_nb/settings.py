@@ -69,7 +69,9 @@ class Registry(dict):
         return put
 
 # %% ../nbs/03_settings.ipynb #d22a5d72
-FAMILIES = Registry('family', gaussian='cebm_nb.families:Gaussian')
+FAMILIES = Registry('family', gaussian='cebm_nb.families:Gaussian', full_gaussian='cebm_nb.families:FullGaussian',
+                    bernoulli='cebm_nb.families:Bernoulli', categorical='cebm_nb.families:Categorical',
+                    gamma='cebm_nb.families:Gamma', von_mises='cebm_nb.families:VonMises')
 ENCODERS = Registry('encoder', conv='cebm_nb.encoders:ConvEncoder', residual='cebm_nb.encoders:ResidualEncoder',
                     mlp='cebm_nb.encoders:MLPEncoder')
 SAMPLERS = Registry('sampler', sgld='cebm_nb.sgld:SGLD.from_settings')
@@ -115,13 +117,18 @@ class SamplerSettings:
     step_size: float = 2.0  # alpha; the gradient is multiplied by half of it
     noise_std: float = 7.5e-3  # standard deviation of the noise of a step, in units of x
     steps: int = 60  # steps in an update
-    clamp: float | None = None  # keep every value within [-clamp, clamp]; none: anywhere
+    reach: float | None = None  # walls of the domain, at -reach and reach; none: 1 for images, twice the data for vectors
     name: str = 'sgld'  # one of SAMPLERS
 
     def __post_init__(self):
         check_types(self)
-        check_numbers(self, 'step_size steps clamp', 'noise_std')
+        check_numbers(self, 'step_size steps reach', 'noise_std')
         check_name('sampler', self.name, list(SAMPLERS))
+
+    @property
+    def temperature(self) -> float:
+        "T of the density exp(-E / T) that is drawn from, up to the error of the step."
+        return self.noise_std**2 / self.step_size
 
 @dataclass(frozen=True)
 class BufferSettings:
@@ -130,13 +137,10 @@ class BufferSettings:
     start: int | None = None  # chains in use at first, n more after 20 n draws; none: all
     restart_prob: float = 0.05  # probability that a drawn chain starts anew from noise
     burn_in: int = 0  # draws in which a restarted chain does not count in the loss
-    reach: float | None = None  # a chain beyond [-reach, reach] starts anew; none: only one that is not finite
 
     def __post_init__(self):
         check_types(self)
         check_numbers(self, 'size start', 'burn_in', 'restart_prob')
-        if self.reach is not None and not 1 < self.reach < math.inf:
-            raise UserError(f'reach must be above 1, where chains begin, and finite, got {self.reach}')
 
 # %% ../nbs/03_settings.ipynb #f02fc23a
 @dataclass(frozen=True)
@@ -180,6 +184,8 @@ class EnergySettings(Settings):
     def __post_init__(self):
         super().__post_init__()
         check_numbers(self, 'max_gap', 'data_noise energy_penalty')
+        if not self.sampler.noise_std:
+            raise UserError('sampler.noise_std must be positive: without noise chains draw from no density')
         if self.batch_size > self.buffer.size:
             raise UserError(f'batch_size must not be larger than buffer.size, got {self.batch_size} and '
                             f'{self.buffer.size}')
@@ -220,7 +226,7 @@ energy_presets = dict(
     paper=EnergySettings(),
     cpu=EnergySettings(
         data_noise=0.1, max_gap=10., default_epochs=50, sampler=SamplerSettings(steps=8),
-        buffer=BufferSettings(start=1000, restart_prob=0.01, burn_in=2, reach=10.),
+        buffer=BufferSettings(start=1000, restart_prob=0.01, burn_in=2),
         optimiser=OptimiserSettings(learning_rate=5e-4, warmup=200, cosine=True, grad_clip=1., average=0.999)),
     smoke=EnergySettings(
         batch_size=16, max_gap=5., default_epochs=0.2, sampler=SamplerSettings(steps=3), buffer=BufferSettings(size=64),

@@ -23,9 +23,9 @@ from typing_extensions import TypedDict
 
 from .fast import (CUDAGraphs, FrozenEnergy, channels_last, exact_convolutions, mixed_precision, pick_device,
                          pick_dtype)
-from .models import energy_function
+from .models import Energy, energy_function
 from .settings import SAMPLERS, Budget, EnergySettings, Settings, UserError, change
-from .sgld import ReplayBuffer
+from .sgld import ReplayBuffer, reflect
 from .storage import check_schema, check_tensors, first_line
 
 # %% ../nbs/05_trainer.ipynb #abba5997
@@ -72,7 +72,7 @@ def learning_rate_factor(
 
 # %% ../nbs/05_trainer.ipynb #20b2dde8
 class DivergenceError(RuntimeError):
-    "Training has diverged: values that are not finite, energies or chains far from where they belong."
+    "Training has diverged: values that are not finite, or energies far from where they belong."
 
 # %% ../nbs/05_trainer.ipynb #2777f270
 class Trainer:
@@ -324,7 +324,7 @@ def load_state(self: Trainer,
 # %% ../nbs/05_trainer.ipynb #908386ad
 class EnergyTrainer(Trainer):
     "Maximum marginal likelihood training of a model with an `energy`, by contrast with chains from a replay buffer."
-    measured = ('loss', 'energy_data', 'energy_samples', 'gap', 'grad_norm', 'sample_low', 'sample_high', 'waiting')
+    measured = ('loss', 'energy_data', 'energy_samples', 'gap', 'grad_norm', 'waiting')
 
     def __init__(self,
         model: nn.Module,  # with `energy` from `(B, *in_shape)` to (B,)
@@ -341,27 +341,31 @@ class EnergyTrainer(Trainer):
         self.energy = FrozenEnergy(self.model, precision)  # of the chains
         try_energy(self.energy, data)
         self.buffer = ReplayBuffer(shape=data.in_shape, generator=self.generator, device=self.device,
-                                   **asdict(settings.buffer))
+                                   reach=self.reach, **asdict(settings.buffer))
 
     def use(self, settings: EnergySettings):
-        "Go on with these settings."
+        "Go on with these settings, and write domain and temperature into the model."
         super().use(settings)
+        s, (sampler, objective) = settings.sampler, self.given
+        self.reach = s.reach or self.data.reach
+        for model in (self.model, self.average):
+            if isinstance(model, Energy): model.reach.fill_(self.reach), model.temperature.fill_(s.temperature)
+        self.sampler = sampler or SAMPLERS.find(s.name)(replace(s, reach=self.reach))
         loss = partial(contrastive_loss, energy_penalty=settings.energy_penalty, max_gap=settings.max_gap)
-        self.sampler = self.given[0] or SAMPLERS.find(settings.sampler.name)(settings.sampler)
-        self.objective = self.given[1] or loss
+        self.objective = objective or loss
         self.graphs = CUDAGraphs(self.model, gradients=True)  # captured with these settings
 
     def own_state(self) -> dict: return dict(chains=self.buffer.chains, ages=self.buffer.ages, drawn=self.buffer.drawn)
 
     def batch(self) -> Tensor:
-        "The next images, with a little noise: `(B, *in_shape)`."
+        "The next images, with a little noise, reflected at the walls of the domain: `(B, *in_shape)`."
         x = super().batch()
-        return x.add_(torch.empty_like(x).normal_(generator=self.generator), alpha=self.settings.data_noise)
+        noise = torch.empty_like(x).normal_(generator=self.generator)
+        return reflect(x.add_(noise, alpha=self.settings.data_noise), self.reach)
 
     def describe(self, row: dict) -> str:
         "A row of measurements in a few words, for the progress bar."
-        return (f"E(data) {row['energy_data']:.2f}, E(samples) {row['energy_samples']:.2f}, gap {row['gap']:+.2f}, "
-                f"samples in [{row['sample_low']:.2f}, {row['sample_high']:.2f}]")
+        return (f"E(data) {row['energy_data']:.2f}, E(samples) {row['energy_samples']:.2f}, gap {row['gap']:+.2f}")
 
 # %% ../nbs/05_trainer.ipynb #142c4b00
 def try_energy(energy: FrozenEnergy, data):
@@ -385,8 +389,8 @@ def learn(self: EnergyTrainer, x: Tensor, used: float) -> dict:
     "Move some chains, then the weights: data down, samples up."
     index, chains = self.buffer.draw(len(x), self.generator)
     self.energy.refresh()
-    samples = self.sampler(self.energy, chains, self.generator).detach()
-    numbers, = self.graphs(self.contrast, x, *self.buffer.screen(index, samples))
+    samples = reflect(self.sampler(self.energy, chains, self.generator).detach(), self.reach)
+    numbers, = self.graphs(self.contrast, x, samples, self.buffer.counted[index])
     row = dict(zip(self.measured, numbers.unbind()))
     self.take_step(row.pop('loss'), row['grad_norm'], used)
     self.buffer.update(index, samples)
@@ -395,7 +399,7 @@ def learn(self: EnergyTrainer, x: Tensor, used: float) -> dict:
 @patch
 def contrast(self: EnergyTrainer,
     x: Tensor,  # a batch of data
-    samples: Tensor,  # chains; zero where they are not finite
+    samples: Tensor,  # where the chains are, likewise
     counted: Tensor,  # which of them count, (B,)
 ) -> tuple:  # one tensor, the numbers named in `measured`
     "Leave the gradient of the objective in the weights."
@@ -403,10 +407,9 @@ def contrast(self: EnergyTrainer,
     with self.half(): energy_data, energy_samples = energy(torch.cat([x, samples])).chunk(2)
     loss, gap = self.objective(energy_data, energy_samples, counted), energy_gap(energy_data, energy_samples, counted)
     norm, most = self.backward(loss), self.settings.max_gap or math.inf
-    lost = (samples == 0).flatten(1).all(1).float().mean() > 0.1  # more than one chain in ten: it is the model
-    numbers = [loss.masked_fill(lost, math.nan), energy_data.mean(), gap + energy_data.mean(), gap, norm,
-               *samples.aminmax()]
-    return (torch.stack([*numbers, (~(gap <= most)).to(gap.dtype)]).detach(),)
+    waiting = (~(gap <= most)).to(gap.dtype)
+    numbers = (loss, energy_data.mean(), gap + energy_data.mean(), gap, norm, waiting)
+    return (torch.stack(numbers).detach(),)
 
 # %% ../nbs/05_trainer.ipynb #5c801613
 @patch
@@ -423,14 +426,11 @@ def trouble(self: EnergyTrainer, tolerance: float = 4.) -> str | None:
     if len(rows) < 10: return None
     rows = [row for row in rows if math.isfinite(row['gap'])]
     if not rows: return 'no chain has counted'
-    names = ('gap', 'energy_data', 'energy_samples', 'sample_low', 'sample_high')
-    gap, data, samples, low, high = (median(row[name] for row in rows) for name in names)
+    gap, data, samples = (median(row[name] for row in rows) for name in ('gap', 'energy_data', 'energy_samples'))
     young = tolerance > 1 and self.buffer.drawn < 10 * self.buffer.used + 100 * self.settings.batch_size
     if gap > tolerance and not young: return f'samples lie {gap:.1f} above data, the chains have been lost'
     if max(abs(data), abs(samples)) > 25 * tolerance:
         return f'the energies are {data:.0f} on data and {samples:.0f} on samples'
-    if max(-low, high) > 5 * tolerance:
-        return f'the chains have left the images behind, they are in [{low:.0f}, {high:.0f}]'
 
 # %% ../nbs/05_trainer.ipynb #c2232a2f
 @patch

@@ -25,7 +25,8 @@ from typing_extensions import TypedDict
 
 from .conjugacy import MixturePrior, Prior
 from .fast import pick_device
-from .models import CEBM, IGEBM, seeded
+from .families import seeded
+from .models import CEBM, IGEBM
 from .settings import ENCODERS, FAMILIES, MODELS, Config, UserError, change, check_name, read_document
 from .storage import check_plain, first_line, load_tensors, load_weights, read_json, save_weights, write_json
 
@@ -82,8 +83,8 @@ def create_vae(in_shape, latent_dim, family, learn_prior, components=None) -> nn
     from cebm_nb.vae import VAE, ConvDecoder
     outputs = math.prod(FAMILIES.find(family)(latent_dim).natural_shape)
     encoder = ConvEncoder(in_shape, outputs, channels=(64, 64, 32, 32), hidden=(128,), activation='relu')
-    prior = make_prior(family, latent_dim, components, learn_prior, **dict(mean_std=0.31, stds=(1., 6.)) if components
-                       else {})
+    spread = dict(mean_std=0.31, stds=(1., 6.)) if components and family == 'gaussian' else {}
+    prior = make_prior(family, latent_dim, components, learn_prior, **spread)
     return VAE(encoder, ConvDecoder(latent_dim, in_shape), prior)
 
 def create_bigan(in_shape, latent_dim, family, generator, components=None) -> nn.Module:
@@ -95,6 +96,8 @@ def create_bigan(in_shape, latent_dim, family, generator, components=None) -> nn
     encoder = ConvEncoder(in_shape, latent_dim, channels=(64, 64, 32, 32), hidden=(128,), activation='leaky',
                           batch_norm=True, normalise_output=True)
     prior = make_prior(family, latent_dim, components)
+    if not prior.family.support.check(torch.full((latent_dim,), -0.5)).all():
+        raise UserError(f'the encoder of a BiGAN gives any real number, {prior.family} takes {prior.family.support}')
     return BiGAN(encoder, ConvDecoder(latent_dim, in_shape, batch_norm=True, **layers),
                  PairDiscriminator(in_shape, latent_dim), prior)
 
