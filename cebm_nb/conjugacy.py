@@ -11,7 +11,8 @@ import math
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
-from torch.distributions import Categorical, Distribution, MixtureSameFamily
+from torch import distributions as td
+from torch.distributions import Distribution, MixtureSameFamily
 
 from .families import ExponentialFamily
 from .settings import UserError
@@ -107,7 +108,7 @@ class MixturePrior(Prior):
         "The mixture over z; of the prior by default, or with the given logits (..., K) and natural parameters."
         natural = self.natural if natural is None else natural
         logits = torch.zeros_like(natural[(...,) + (0,) * len(self.family.natural_shape)]) if logits is None else logits
-        return MixtureSameFamily(Categorical(logits=logits), self.family.distribution(natural))
+        return MixtureSameFamily(td.Categorical(logits=logits), self.family.distribution(natural))
 
     def log_prob(self, z: Tensor) -> Tensor:
         "Log-density of the mixture: (..., dim) -> (...)."

@@ -193,9 +193,9 @@ class ImageData:
 
     @property
     def reach(self) -> float:
-        "Half the width of the box that the data live on: 1 for images, twice the largest absolute value of vectors."
+        "Half the width of the domain, 1.5 times the largest absolute value: 1.5 for images, whose range is [-1, 1]."
         images = self.train.images
-        return 1. if images.dim() == 4 else 2 * float(images.abs().max()) or 1.
+        return 1.5 if images.dim() == 4 else 1.5 * float(images.abs().max()) or 1.5
 
     @property
     def fingerprint(self) -> str:

@@ -115,7 +115,7 @@ class Energy(nn.Module):
     def __init__(self):
         super().__init__()
         self.register_buffer('temperature', torch.ones(()))  # T at which it was fitted
-        self.register_buffer('reach', torch.ones(()))  # half the width of the domain
+        self.register_buffer('reach', torch.tensor(1.5))  # half the width of the domain
 
     def energy(self, x: Tensor) -> Tensor:
         """E(x), -log p(x) in units of the temperature and up to a constant: `(B, *in_shape)` -> (B,); raises ValueError

@@ -42,7 +42,7 @@ def start_of_chains(
 ) -> Tensor:  # (n, C, H, W)
     "Where n chains begin; raises ValueError when the buffer has fewer, FileNotFoundError when the run has none."
     if check_name('start', start, ['buffer', 'noise']) == 'noise':
-        reach = float(getattr(run.model, 'reach', 1.))
+        reach = float(getattr(run.model, 'reach', 1.5))
         return ReplayBuffer(n, run.config['run']['in_shape'], generator=generator, reach=reach).chains
     chains = run.chains
     if n > len(chains):

@@ -117,7 +117,7 @@ class SamplerSettings:
     step_size: float = 2.0  # alpha; the gradient is multiplied by half of it
     noise_std: float = 7.5e-3  # standard deviation of the noise of a step, in units of x
     steps: int = 60  # steps in an update
-    reach: float | None = None  # walls of the domain, at -reach and reach; none: 1 for images, twice the data for vectors
+    reach: float | None = None  # walls of the domain, at -reach and reach; none: half again as wide as the data
     name: str = 'sgld'  # one of SAMPLERS
 
     def __post_init__(self):

@@ -68,7 +68,7 @@ class ReplayBuffer:
         restart_prob: float = 0.05,  # probability that a drawn chain starts anew
         generator: torch.Generator | None = None,  # where the noise comes from; on `device`
         device: str | torch.device = 'cpu',  # where the chains are kept
-        reach: float = 1.,  # of the domain, [-reach, reach], on which the noise is uniform
+        reach: float = 1.5,  # of the domain, [-reach, reach], on which the noise is uniform
         **settings,  # the others of `BufferSettings`
     ):
         self.settings, self.shape = BufferSettings(size, restart_prob=restart_prob, **settings), tuple(shape)
