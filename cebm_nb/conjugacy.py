@@ -83,6 +83,11 @@ def sample(self: Prior, n: int, generator: torch.Generator | None = None) -> Ten
     return self.family.sample(self.natural.expand(n, *self.family.natural_shape), generator)
 
 @patch
+def sample_posterior(self: Prior, t: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    "One exact draw from p(z | x) for each t(x): -> (B, dim)."
+    return self.family.sample(self.natural + t, generator)
+
+@patch
 def components_of(self: Prior, suff_stats: Tensor) -> Tensor:
     "p(component k | z) from eta(z), `(B, *family.natural_shape)`; there is one component here: -> (B, 1)."
     return torch.ones_like(suff_stats[(...,) + (0,) * len(self.family.natural_shape)])[..., None]
@@ -160,6 +165,12 @@ def sample(self: MixturePrior, n: int, generator: torch.Generator | None = None)
     "Draws from the mixture, differentiable in the parameters of the components: -> (n, dim)."
     which = torch.randint(self.components, (n,), generator=generator, device=self.natural.device)
     return self.family.sample(self.natural[which], generator)
+
+@patch
+def sample_posterior(self: MixturePrior, t: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    "One exact draw from p(z | x) for each t(x), first of a component, then of z: -> (B, dim)."
+    which = torch.multinomial(self.responsibilities(t), 1, generator=generator)[:, 0]
+    return self.family.sample(self.natural[which] + t, generator)
 
 @patch
 def components_of(self: MixturePrior, suff_stats: Tensor) -> Tensor:
