@@ -38,7 +38,7 @@ class Eval:
     Prints tables; writes eval.json and figures into each run folder, part by part. Example: cebm eval runs/demo --only
     few-label,ood"""
     runs: _runs  # run folders of cebm train
-    only: str = ''  # few-label, neighbours, ood, clusters, samples, conditional, separated by commas; all by default
+    only: str = ''  # few-label, neighbours, ood, information, clusters, samples, conditional, separated by commas; all by default
     data: str | None = None  # evaluate on another data set than the model was trained on, of the same image shape
     on: Literal['test', 'valid'] | None = None  # which images; by default valid for NAME/validation, else test
     labels: str = '1,10,100,all'  # labels per class, separated by commas

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['Number', 'Fraction', 'evaluation_parts', 'part_titles', 'Subject', 'Skipped', 'PartResult', 'few_label_part',
-           'neighbour_figures', 'neighbours_part', 'ood_part', 'clusters_part', 'samples_part', 'conditional_part',
-           'FewLabel', 'Neighbours', 'Detection', 'Clusters', 'Samples', 'Conditional', 'Evaluation', 'part_key',
-           'evaluate', 'few_label_table', 'neighbour_table', 'ood_table', 'cluster_table', 'sample_table',
-           'conditional_table', 'compare_with_pixels', 'evaluation_tables', 'Validation']
+           'neighbour_figures', 'neighbours_part', 'ood_part', 'information_part', 'clusters_part', 'samples_part',
+           'conditional_part', 'FewLabel', 'Neighbours', 'Detection', 'Information', 'Clusters', 'Samples',
+           'Conditional', 'Evaluation', 'part_key', 'evaluate', 'few_label_table', 'neighbour_table', 'ood_table',
+           'information_table', 'cluster_table', 'sample_table', 'conditional_table', 'compare_with_pixels',
+           'evaluation_tables', 'Validation']
 
 # %% ../nbs/17_evaluation.ipynb #fe1c5b20
 import math
@@ -34,8 +35,7 @@ from .models import Pixel
 from .plots import (plot_chain_energies, plot_confusion, plot_few_label, plot_images, plot_rows, plot_scores,
                            save_figure)
 from .representation import (balanced_draw, component_record, encode_images, few_label, fit_classifier,
-                                    kmeans_record,
-                                    neighbour_record)
+                                    information_record, kmeans_record, neighbour_record)
 from .samples import (chain_diagnostics, chain_paths, distance_records, frechet_distance, inception_features,
                              sample_images, train_features)
 from .settings import UserError, check_name
@@ -138,6 +138,11 @@ def ood_part(s: Subject) -> PartResult:
     notes = problems + ([f'not run against {", ".join(absent)}, whose files are not here'] if absent else [])
     return PartResult(floor[0] + records, {'ood': plot_scores(finite)} if finite else {}, notes)
 
+def information_part(s: Subject) -> PartResult:
+    "How far posteriors are from the prior, and how much they tell of their images, on 500 of them."
+    s.needs('posterior')
+    return PartResult([information_record(s.model, s.data.test.serve(slice(500)), s.name, device=pick_device(s.device))])
+
 def clusters_part(s: Subject) -> PartResult:
     "Clusters by the components of a mixture, and by k-means."
     s.needs('responsibilities')
@@ -157,8 +162,9 @@ def _chain_samples(s):
     seen = [i for i, mark in enumerate(paths.marks) if mark in (0, 10, 20, 50, 100, 200, last)]
     way = {f'chain {i}': torch.stack([paths.images['noise'][m][i] for m in seen]) for i in range(8)}
     with torch.no_grad(): real = s.data.test.map(s.model.energy, next(s.model.parameters()).device).numpy()
+    T = float(getattr(s.model, 'temperature', 1.))
     figures = {'chain_way': plot_rows(way, [str(paths.marks[m]) for m in seen]),
-               'chain_energies': plot_chain_energies(paths.marks, paths.energies, real)}
+               'chain_energies': plot_chain_energies(paths.marks, {k: v / T for k, v in paths.energies.items()}, real / T)}
     diagnosed = {f'from {start}, {last} steps': chain_diagnostics(energies)
                  for start, energies in paths.energies.items()}
     if len(paths.energies) > 1:
@@ -242,6 +248,14 @@ class Detection(TypedDict):
     fpr95_high: Number
 
 # %% ../nbs/17_evaluation.ipynb #6b93d73c
+class Information(TypedDict):
+    "How much a posterior says, in nats."
+    representation: str
+    images: PositiveInt
+    kl: Number
+    mutual_information: Number
+    at_most: Number
+
 class Clusters(TypedDict):
     "A clustering against the classes."
     representation: str
@@ -287,6 +301,7 @@ class Evaluation(TypedDict):
     few_label: list[FewLabel]
     neighbours: list[Neighbours]
     ood: list[Detection]
+    information: list[Information]
     clusters: list[Clusters]
     samples: list[Samples]
     conditional: list[Conditional]
@@ -294,8 +309,8 @@ class Evaluation(TypedDict):
     seconds: dict[str, Number]  # of each part that was run
 
 # %% ../nbs/17_evaluation.ipynb #c7f730ac
-_parts = {'few-label': few_label_part, 'neighbours': neighbours_part, 'ood': ood_part, 'clusters': clusters_part,
-          'samples': samples_part, 'conditional': conditional_part}
+_parts = {'few-label': few_label_part, 'neighbours': neighbours_part, 'ood': ood_part, 'information': information_part,
+          'clusters': clusters_part, 'samples': samples_part, 'conditional': conditional_part}
 evaluation_parts = list(_parts)
 
 def part_key(part: str) -> str:
@@ -419,6 +434,12 @@ def ood_table(
     return pd.DataFrame.from_dict(rows, orient='index').fillna('')
 
 # %% ../nbs/17_evaluation.ipynb #bdb9dfb0
+def information_table(result: dict) -> pd.DataFrame:
+    "KL divergence of posterior and prior, and mutual information, in nats."
+    rows = {r['representation']: {'KL to the prior': f"{r['kl']:.2f}", 'mutual information': f"{r['mutual_information']:.2f}",
+                                  'at most': f"{r['at_most']:.2f}"} for r in result['information']}
+    return pd.DataFrame.from_dict(rows, orient='index')
+
 def cluster_table(result: dict) -> pd.DataFrame:
     "Cluster scores in per cent, a row for each way of clustering."
     rows = {f"{r['representation']}, {r['method']}, {r['clusters']} clusters": dict(used=str(r['used']),
@@ -473,6 +494,7 @@ part_titles = {'few-label': 'Test accuracy in %, logistic regression on few labe
                             '(* a fit did not converge)',
                'neighbours': 'Class of the nearest training image: agreement in %, overall and by class',
                'ood': 'Out-of-distribution detection: AUROC in % with 95 % interval',
+               'information': 'What the posterior says of an image, in nats',
                'clusters': 'Clusters of the test images against classes, in %',
                'samples': 'Distance of samples to held-out images, and convergence of chains',
                'conditional': 'Root mean squared error of inpainted and denoised test images'}
@@ -481,7 +503,7 @@ def evaluation_tables(
     result: dict,  # what `evaluate` returns, or what eval.json holds
 ) -> dict:  # parts that were run, to tables
     "A table for each part that has records."
-    makers = {'few-label': few_label_table, 'neighbours': neighbour_table, 'ood': ood_table, 'clusters': cluster_table,
+    makers = {'few-label': few_label_table, 'neighbours': neighbour_table, 'ood': ood_table, 'information': information_table, 'clusters': cluster_table,
               'samples': sample_table, 'conditional': conditional_table}
     tables = {part: make(result) for part, make in makers.items() if result.get(part_key(part))}
     return {part: table for part, table in tables.items() if len(table)}

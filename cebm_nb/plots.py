@@ -214,8 +214,8 @@ def plot_scores(
 # %% ../nbs/12_plots.ipynb #872de409
 def plot_chain_energies(
     steps: list,  # at which steps the energies were taken
-    energies: dict,  # where the chains started, to energies (chains, len(steps))
-    real: np.ndarray,  # energies of real images, (N,)
+    energies: dict,  # where the chains started, to E / T in nats, (chains, len(steps))
+    real: np.ndarray,  # those of real images, (N,)
 ) -> Figure:
     "Energies along chains, over SGLD steps."
     fig = Figure(figsize=(6, 3), layout='constrained')
@@ -227,7 +227,7 @@ def plot_chain_energies(
     ax.axhspan(*np.quantile(real, (0.1, 0.9)), color='0.5', alpha=0.3, lw=0, label='test images')
     ax.set_xscale('symlog', linthresh=10)
     ax.set_xlabel('SGLD step')
-    ax.set_ylabel('energy')
+    ax.set_ylabel('energy / T, in nats')
     ax.legend(frameon=False)
     return fig
 

@@ -20,8 +20,8 @@ import numpy as np
 import pandas as pd
 
 from .data import load_data
-from .evaluation import (Evaluation, evaluation_parts, evaluation_tables, few_label_table, neighbour_figures,
-                                ood_table, part_key, part_titles)
+from .evaluation import (Evaluation, evaluation_parts, evaluation_tables, few_label_table, information_table,
+                                neighbour_figures, ood_table, part_key, part_titles)
 from .plots import plot_few_label, plot_learning, save_figure
 from .settings import MODELS, Config, UserError, extra, one_line, read_document
 from .storage import checksum, read_json, read_table, save_weights, write_atomically
@@ -409,7 +409,7 @@ def make_card(
                 test_images=run.result['test_images'], command=training_command(config), updates=done.get('updates'),
                 best=best,
                 minutes=round(done['seconds'] / 60, 1) if done else None, versions=run.versions, few_label=few,
-                ood=ood, limits=limits, licence=licence)
+                ood=ood, information=run.result['information'], limits=limits, licence=licence)
 
 # %% ../nbs/18_report.ipynb #9a394fb6
 def card_text(
@@ -433,6 +433,8 @@ def card_text(
             rows.setdefault(f"{r['representation']}, {r['score']}", {})[r['outside']] = f"{100 * r['auroc']:.1f}"
         lines += ['AUROC in % of test images against out-of-distribution images.',
                   markdown_table(pd.DataFrame.from_dict(rows, orient='index').fillna(''))]
+    if card['information']:
+        lines += [f"{part_titles['information']}.", markdown_table(information_table(card))]
     return '\n\n'.join([*lines, f"Limits: {card['limits']}", f"Licence of the weights: {card['licence']}."]) + '\n'
 
 # %% ../nbs/18_report.ipynb #1525ae29

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['inverse_penalties', 'encode_images', 'fit_classifier', 'choose_penalty', 'balanced_draw', 'few_label',
            'nearest_neighbours', 'agreement', 'first_of_each_class', 'neighbour_record', 'matched_accuracy',
-           'cluster_scores', 'component_record', 'kmeans_record']
+           'cluster_scores', 'component_record', 'kmeans_record', 'information_record']
 
 # %% ../nbs/13_representation.ipynb #f65813e1
+import math
 import warnings
 
 import numpy as np
@@ -21,9 +22,10 @@ from sklearn.metrics import (adjusted_rand_score, confusion_matrix, normalized_m
 from sklearn.metrics.cluster import contingency_matrix
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from threadpoolctl import threadpool_limits
-from torch import nn
+from torch import Tensor, nn
 
 from .data import ImageData, ImageSet
+from .families import seeded
 from .fast import channels_last, exact_convolutions, pick_device
 from .settings import UserError
 
@@ -221,3 +223,21 @@ def kmeans_record(
     found = fitted.predict(encode_images(model, data.test, device=device))
     return dict(representation=name, method='k-means', clusters=clusters) | cluster_scores(data.test.labels.numpy(),
         found)
+
+# %% ../nbs/13_representation.ipynb #831bbccc
+@torch.no_grad()
+def information_record(
+    model: nn.Module,  # with `posterior` and `prior`
+    x: Tensor,  # images, (N, *in_shape)
+    name: str = 'model',  # what to call it
+    draws: int = 4,  # of z for each image
+    seed: int = 0,  # of the draws
+    device: str | torch.device = 'cpu',  # where to compute
+) -> dict:  # representation, images, kl, mutual_information (nats), at_most (log N)
+    "Mean KL divergence of the posterior from the prior, and mutual information of images and latents."
+    q = model.to(device).eval().posterior(x.to(device))
+    with seeded(seed, torch.device(device)): z = q.sample((draws,)).flatten(0, 1)  # (draws N, D), image after image
+    own = q.log_prob(z.unflatten(0, (draws, len(x)))).flatten()
+    others = torch.cat([q.log_prob(part[:, None]).logsumexp(1) for part in z.split(16)]) - math.log(len(x))
+    return dict(representation=name, images=len(x), kl=float((own - model.prior.log_prob(z)).mean()),
+                mutual_information=float((own - others).mean()), at_most=math.log(len(x)))
