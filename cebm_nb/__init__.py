@@ -18,8 +18,8 @@ _names = {
     'samples': 'sample_images',
     'settings': 'MODELS FAMILIES ENCODERS SAMPLERS DATA_SETS ModelKind UserError get_settings',
 }
-_modules = ('families conjugacy models settings sgld trainer toys likelihood data encoders vae bigan plots representation '
-            'detection samples conditional evaluation report storage zoo runs fast bench sweep cli').split()
+_modules = ('families conjugacy models settings sgld trainer toys likelihood data encoders vae bigan plots '
+            'representation detection samples conditional evaluation report storage zoo runs fast bench sweep cli').split()
 _where = {name: module for module, names in _names.items() for name in names.split()}
 __all__ = [*_where, 'families', '__version__']
 
