@@ -95,8 +95,7 @@ def bracket(
     "log Z from below and from above with B particles each; the upper bound holds as far as the samples are the model's."
     reach, betas = float(model.reach), torch.linspace(0, 1, steps + 1, dtype=torch.float64).square()  # dense at 0
     volume = samples[0].numel() * math.log(2 * reach)
-    def log_density(x): return -model(x) / model.temperature
     start = torch.empty_like(samples).uniform_(-reach, reach, generator=generator)
-    up = annealed_weights(log_density, start, reach, betas, generator, moves)
-    down = annealed_weights(log_density, samples, reach, betas.flip(0), generator, moves)
+    up = annealed_weights(model.log_prob_unnormalised, start, reach, betas, generator, moves)
+    down = annealed_weights(model.log_prob_unnormalised, samples, reach, betas.flip(0), generator, moves)
     return Bracket(volume + _log_mean(up), volume - _log_mean(down), _ess(up), _ess(down))

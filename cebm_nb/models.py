@@ -114,7 +114,7 @@ class Energy(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.register_buffer('temperature', torch.ones(()))  # T at which it was fitted
+        self.register_buffer('temperature', torch.ones(()))  # T at which it was fitted; 0: not known
         self.register_buffer('reach', torch.tensor(1.5))  # half the width of the domain
 
     def energy(self, x: Tensor) -> Tensor:
@@ -122,11 +122,18 @@ class Energy(nn.Module):
         on inputs of another shape or scale."""
         return self(check_inputs(self, x))
 
+    def known_temperature(self) -> Tensor:
+        "T; raises ValueError where it is not known, after training with a sampler that does not say it."
+        if not self.temperature:
+            raise UserError('the temperature is not known, the sampler of the training did not say it; set it with '
+                            'model.temperature.fill_(T)')
+        return self.temperature
+
     def log_prob_unnormalised(self, x: Tensor) -> Tensor:
         "log p(x) + log Z = -E(x) / T in nats, minus infinity outside the domain: `(B, *in_shape)` -> (B,)."
         x = check_inputs(self, x)
         outside = (x.abs() > self.reach).flatten(1).any(1)
-        return (-self(x) / self.temperature).masked_fill(outside, -math.inf)
+        return (-self(x) / self.known_temperature()).masked_fill(outside, -math.inf)
 
 def energy_function(
     model: nn.Module,  # with an `energy`
@@ -194,7 +201,7 @@ def log_factor(self: CEBM, x: Tensor, z: Tensor) -> Tensor:
 @patch
 def log_joint(self: CEBM, x: Tensor, z: Tensor) -> Tensor:
     "log p(x, z) + log Z in nats, with `log_factor` + `log_prior` at temperature 1: `(B, *in_shape)`, (B, dim) -> (B,)."
-    base = (self.temperature - 1) / self.temperature * self.energy(x)
+    base = (1 - 1 / self.known_temperature()) * self.energy(x)
     return base + self.log_factor(x, z) + self.log_prior(z)
 
 # %% ../nbs/02_models.ipynb #741307a9

@@ -65,7 +65,7 @@ class GibbsLangevin:
         inner: int = 1,  # steps between two draws of z
     ):
         if kernel.steps % inner: raise UserError(f'inner must divide the {kernel.steps} steps, got {inner}')
-        self.model, self.kernel, self.inner = model, kernel, inner
+        self.model, self.kernel, self.inner, self.temperature = model, kernel, inner, kernel.temperature
 
     def __call__(self, energy: Callable, x0: Tensor, generator: torch.Generator | None = None) -> Tensor:
         "Run B chains; the energy given is that of the model, and is not asked."

@@ -348,9 +348,10 @@ class EnergyTrainer(Trainer):
         super().use(settings)
         s, (sampler, objective) = settings.sampler, self.given
         self.reach = s.reach or self.data.reach
-        for model in (self.model, self.average):
-            if isinstance(model, Energy): model.reach.fill_(self.reach), model.temperature.fill_(s.temperature)
         self.sampler = sampler or SAMPLERS.find(s.name)(replace(s, reach=self.reach))
+        temperature = getattr(self.sampler, 'temperature', 0.)  # 0: not known
+        for model in (self.model, self.average):
+            if isinstance(model, Energy): model.reach.fill_(self.reach), model.temperature.fill_(temperature)
         loss = partial(contrastive_loss, energy_penalty=settings.energy_penalty, max_gap=settings.max_gap)
         self.objective = objective or loss
         self.graphs = CUDAGraphs(self.model, gradients=True)  # captured with these settings

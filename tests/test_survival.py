@@ -278,10 +278,9 @@ def test_chains_anywhere_are_lived_through(where, tmp_path):
     def send_away(trainer, used):
         if trainer.step == 40 and not trainer.rollbacks: trainer.buffer.chains.fill_(where)
     run = train(out=tmp_path / 'run', steps=200, callbacks=(send_away,), **FAST)
-    assert run.config['run']['finished']['status'] == 'complete' and run.chains.isfinite().all() and run.chains.abs().max() < 20
-    reasons = [rescue['reason'] for rescue in run.config['run']['rollbacks']]
-    assert not any('finite' in reason for reason in reasons)  # such chains begin anew
-    assert reasons or where != 1e4  # what is far away is a matter for a rescue
+    assert run.config['run']['finished']['status'] == 'complete' and run.chains.isfinite().all() and run.chains.abs().max() <= 1.5
+    reasons = [rollback['reason'] for rollback in run.config['run']['rollbacks']]
+    assert any('finite' in reason for reason in reasons) == (where != 1e4)  # the walls bring back what is only far away
 
 
 @pytest.mark.parametrize('model, rate, steps', [('cebm', 0.3, 150), ('vae', 1, 400), ('bigan', 1, 150)])
