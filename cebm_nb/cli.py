@@ -38,7 +38,7 @@ class Eval:
     Prints tables; writes eval.json and figures into each run folder, part by part. Example: cebm eval runs/demo --only
     few-label,ood"""
     runs: _runs  # run folders of cebm train
-    only: str = ''  # few-label, neighbours, ood, information, clusters, samples, conditional, separated by commas; all by default
+    only: str = ''  # few-label, neighbours, ood, information, clusters, samples, conditional, with commas; none: all
     data: str | None = None  # evaluate on another data set than the model was trained on, of the same image shape
     on: Literal['test', 'valid'] | None = None  # which images; by default valid for NAME/validation, else test
     labels: str = '1,10,100,all'  # labels per class, separated by commas
@@ -187,7 +187,8 @@ def parse(
             return tyro.cli(cls, args=args, prog=program, description=inspect.cleandoc(cls.__doc__))
     except SystemExit as end:
         if not end.code: raise
-        lines = [re.sub(r'[│╭╮╰╯─]|\x1b\[[0-9;]*m', '', line).strip() for line in errors.getvalue().splitlines()]
+        frame = re.compile(r'[│╭╮╰╯─]|\x1b\[[0-9;]*m')
+        lines = [frame.sub('', line).strip() for line in errors.getvalue().splitlines()]
         words = ' '.join(line for line in lines if line and 'arsing error' not in line
                          and 'For full helptext' not in line)
         words = re.sub(r'^(.+?) \1', r'\1', words)  # its title says the same

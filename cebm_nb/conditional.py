@@ -29,7 +29,7 @@ def fill_in(
     known: Tensor,  # bool, broadcasts to the images: which pixels are held
     generator: torch.Generator | None = None,  # of the noise; on the device of the images
 ) -> Tensor:  # (B, C, H, W), equal to the images where they are known
-    "Images whose unknown pixels are drawn by SGLD from uniform noise on the range of images, with the known pixels held."
+    "Images whose unknown pixels are drawn by SGLD from uniform noise on [-1, 1], with the known pixels held."
     if known.dtype != torch.bool:
         raise UserError(f'known must be of dtype bool, got {known.dtype}; make it with a comparison')
     start = torch.where(known, images, torch.empty_like(images).uniform_(-1, 1, generator=generator))

@@ -140,8 +140,9 @@ def ood_part(s: Subject) -> PartResult:
 
 def information_part(s: Subject) -> PartResult:
     "How far posteriors are from the prior, and how much they tell of their images, on 500 of them."
-    s.needs('posterior')
-    return PartResult([information_record(s.model, s.data.test.serve(slice(500)), s.name, device=pick_device(s.device))])
+    for method in ('posterior', 'prior'): s.needs(method)
+    x = s.data.test.serve(slice(500))
+    return PartResult([information_record(s.model, x, s.name, device=pick_device(s.device))])
 
 def clusters_part(s: Subject) -> PartResult:
     "Clusters by the components of a mixture, and by k-means."
@@ -164,7 +165,8 @@ def _chain_samples(s):
     with torch.no_grad(): real = s.data.test.map(s.model.energy, next(s.model.parameters()).device).numpy()
     T = float(getattr(s.model, 'temperature', 1.))
     figures = {'chain_way': plot_rows(way, [str(paths.marks[m]) for m in seen]),
-               'chain_energies': plot_chain_energies(paths.marks, {k: v / T for k, v in paths.energies.items()}, real / T)}
+               'chain_energies': plot_chain_energies(paths.marks, {k: v / T for k, v in paths.energies.items()},
+                                                     real / T)}
     diagnosed = {f'from {start}, {last} steps': chain_diagnostics(energies)
                  for start, energies in paths.energies.items()}
     if len(paths.energies) > 1:
@@ -436,8 +438,9 @@ def ood_table(
 # %% ../nbs/17_evaluation.ipynb #bdb9dfb0
 def information_table(result: dict) -> pd.DataFrame:
     "KL divergence of posterior and prior, and mutual information, in nats."
-    rows = {r['representation']: {'KL to the prior': f"{r['kl']:.2f}", 'mutual information': f"{r['mutual_information']:.2f}",
-                                  'at most': f"{r['at_most']:.2f}"} for r in result['information']}
+    titles = {'kl': 'KL to the prior', 'mutual_information': 'mutual information', 'at_most': 'at most'}
+    rows = {r['representation']: {title: f'{r[key]:.2f}' for key, title in titles.items()}
+            for r in result['information']}
     return pd.DataFrame.from_dict(rows, orient='index')
 
 def cluster_table(result: dict) -> pd.DataFrame:
@@ -503,7 +506,8 @@ def evaluation_tables(
     result: dict,  # what `evaluate` returns, or what eval.json holds
 ) -> dict:  # parts that were run, to tables
     "A table for each part that has records."
-    makers = {'few-label': few_label_table, 'neighbours': neighbour_table, 'ood': ood_table, 'information': information_table, 'clusters': cluster_table,
+    makers = {'few-label': few_label_table, 'neighbours': neighbour_table, 'ood': ood_table,
+              'information': information_table, 'clusters': cluster_table,
               'samples': sample_table, 'conditional': conditional_table}
     tables = {part: make(result) for part, make in makers.items() if result.get(part_key(part))}
     return {part: table for part, table in tables.items() if len(table)}

@@ -25,6 +25,8 @@ class ExponentialFamily:
 
     Natural parameters have the shape (..., *natural_shape), with any batch shape in front; they may be added."""
 
+    log_h = 0.  # log h(z) of one dimension, where it is the same for every z
+
     def __init__(self,
         dim: int,  # number D of latent dimensions, at least 1
     ):
@@ -36,9 +38,6 @@ class ExponentialFamily:
     def natural_shape(self) -> tuple: raise NotImplementedError
     def suff_stats(self, z: Tensor) -> Tensor: raise NotImplementedError
     def log_normalizer(self, natural: Tensor) -> Tensor: raise NotImplementedError
-    def log_base_measure(self, z: Tensor) -> Tensor: raise NotImplementedError
-    def to_natural(self, free: Tensor) -> Tensor: raise NotImplementedError
-    def to_free(self, natural: Tensor) -> Tensor: raise NotImplementedError
     def distribution(self, natural: Tensor) -> Distribution: raise NotImplementedError
     def from_distribution(self, dist: Distribution) -> Tensor: raise NotImplementedError
     def standard(self) -> Tensor: raise NotImplementedError
@@ -77,6 +76,22 @@ def log_prob(self: ExponentialFamily,
 ) -> Tensor:  # (...)
     "Log-density of z, from the four pieces of the definition."
     return self.inner(natural, z) - self.log_normalizer(natural) + self.log_base_measure(z)
+
+# %% ../nbs/00_families.ipynb #721eec6e
+@patch
+def to_natural(self: ExponentialFamily, free: Tensor) -> Tensor:
+    "From unconstrained numbers to natural parameters: the same, where every vector is one."
+    return self.check_natural(free)
+
+@patch
+def to_free(self: ExponentialFamily, natural: Tensor) -> Tensor:
+    "A right inverse of `to_natural`."
+    return self.check_natural(natural)
+
+@patch
+def log_base_measure(self: ExponentialFamily, z: Tensor) -> Tensor:
+    "log h(z), the same for every z: (..., dim) -> (...)."
+    return torch.full_like(self.check_latents(z)[..., 0], self.dim * self.log_h)
 
 # %% ../nbs/00_families.ipynb #f7b7decf
 @patch
@@ -154,6 +169,7 @@ class Gaussian(ExponentialFamily):
     """A Gaussian with diagonal covariance; natural parameters (..., dim, 2) hold (n1, n2), with n2 < 0.
 
     Mean -n1 / (2 n2) and variance -1 / (2 n2) in each dimension."""
+    log_h = -math.log(2*math.pi) / 2
     boundary_gap = 1e-30  # how far inside the domain `to_natural` stays at b = 0
 
     @property
@@ -168,10 +184,6 @@ class Gaussian(ExponentialFamily):
         "A = sum over dimensions of -n1^2 / (4 n2) - log(-2 n2) / 2: (..., dim, 2) -> (...)."
         n1, n2 = self.check_natural(natural).unbind(-1)
         return (-n1*n1 / (4*n2) - torch.log(-2*n2) / 2).sum(-1)
-
-    def log_base_measure(self, z: Tensor) -> Tensor:
-        "log h(z) = -(dim / 2) log(2 pi), the same for every z: (..., dim) -> (...)."
-        return torch.full_like(self.check_latents(z)[..., 0], -self.dim / 2 * math.log(2*math.pi))
 
 # %% ../nbs/00_families.ipynb #bec2b407
 @patch
@@ -235,6 +247,7 @@ class FullGaussian(ExponentialFamily):
     """A Gaussian with full covariance; natural parameters (..., dim, dim + 1) hold the vector n1, then the matrix N2.
 
     N2 is symmetric and negative definite; precision -2 N2, mean -N2^-1 n1 / 2."""
+    log_h = -math.log(2*math.pi) / 2
     boundary_gap = 1e-6  # how far inside the domain `to_natural` stays, as a multiple of the identity
 
     @property
@@ -252,10 +265,6 @@ class FullGaussian(ExponentialFamily):
         root = root.masked_fill(failed[..., None, None] > 0, math.nan)
         white = torch.linalg.solve_triangular(root, n1, upper=False)
         return white.square().sum((-2, -1)) / 2 - root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-
-    def log_base_measure(self, z: Tensor) -> Tensor:
-        "log h(z) = -(dim / 2) log(2 pi): (..., dim) -> (...)."
-        return torch.full_like(self.check_latents(z)[..., 0], -self.dim / 2 * math.log(2*math.pi))
 
 # %% ../nbs/00_families.ipynb #76a08b2e
 @patch
@@ -305,9 +314,6 @@ class Bernoulli(ExponentialFamily):
         "A = sum over dimensions of log(1 + exp(natural)): (..., dim) -> (...)."
         return torch.nn.functional.softplus(self.check_natural(natural)).sum(-1)
 
-    def log_base_measure(self, z: Tensor) -> Tensor: return torch.zeros_like(self.check_latents(z)[..., 0])  # h = 1
-    def to_natural(self, free: Tensor) -> Tensor: return self.check_natural(free)  # every real number is a logit
-    def to_free(self, natural: Tensor) -> Tensor: return self.check_natural(natural)
     def distribution(self, natural: Tensor) -> Independent: return Independent(td.Bernoulli(logits=natural), 1)
     def from_distribution(self, dist: Independent) -> Tensor: return dist.base_dist.logits
     def standard(self) -> Tensor: return torch.zeros(self.dim)  # fair coins
@@ -336,9 +342,6 @@ class Categorical(ExponentialFamily):
         "A = sum over variables of log sum exp of their logits: (..., dim, K) -> (...)."
         return self.check_natural(natural).logsumexp(-1).sum(-1)
 
-    def log_base_measure(self, z: Tensor) -> Tensor: return torch.zeros_like(self.check_latents(z)[..., 0])  # h = 1
-    def to_natural(self, free: Tensor) -> Tensor: return self.check_natural(free)
-    def to_free(self, natural: Tensor) -> Tensor: return self.check_natural(natural)
     def distribution(self, natural: Tensor) -> Independent: return Independent(td.Categorical(logits=natural), 1)
     def from_distribution(self, dist: Independent) -> Tensor: return dist.base_dist.logits
     def standard(self) -> Tensor: return torch.zeros(self.dim, self.values)
@@ -402,6 +405,7 @@ def standard(self: Gamma) -> Tensor:
 # %% ../nbs/00_families.ipynb #5f9b472c
 class VonMises(ExponentialFamily):
     "Independent angles in [-pi, pi); natural parameters (..., dim, 2) hold concentration times (cos, sin) of the mean."
+    log_h = -math.log(2*math.pi)
 
     @property
     def natural_shape(self) -> tuple: return (self.dim, 2)
@@ -417,12 +421,6 @@ class VonMises(ExponentialFamily):
         kappa = self._concentration(natural)
         return (torch.special.i0e(kappa).log() + kappa).sum(-1)
 
-    def log_base_measure(self, z: Tensor) -> Tensor:
-        "log h(z) = -dim log(2 pi): (..., dim) -> (...)."
-        return torch.full_like(self.check_latents(z)[..., 0], -self.dim * math.log(2*math.pi))
-
-    def to_natural(self, free: Tensor) -> Tensor: return self.check_natural(free)  # every point of the plane
-    def to_free(self, natural: Tensor) -> Tensor: return self.check_natural(natural)
     def standard(self) -> Tensor: return torch.zeros(self.dim, 2)  # uniform
 
 # %% ../nbs/00_families.ipynb #90dbee74

@@ -325,6 +325,7 @@ def distance_records(
     for who, what, images in rows:
         record = dict(representation=who, images=what, number=len(images), feature_accuracy=net.accuracy)
         for ending, extractor in {'': net, '_inception': inception}.items():
-            if extractor: record |= dict(zip((f'frechet{ending}', f'kernel{ending}'), distances(images, real, extractor)))
+            names = f'frechet{ending}', f'kernel{ending}'
+            if extractor: record |= dict(zip(names, distances(images, real, extractor)))
         records.append(record)
     return records

@@ -358,15 +358,18 @@ class EnergyTrainer(Trainer):
 
     def own_state(self) -> dict: return dict(chains=self.buffer.chains, ages=self.buffer.ages, drawn=self.buffer.drawn)
 
-    def batch(self) -> Tensor:
-        "The next images, with a little noise, reflected at the walls of the domain: `(B, *in_shape)`."
-        x = super().batch()
-        noise = torch.empty_like(x).normal_(generator=self.generator)
-        return reflect(x.add_(noise, alpha=self.settings.data_noise), self.reach)
+# %% ../nbs/05_trainer.ipynb #50938162
+@patch
+def batch(self: EnergyTrainer) -> Tensor:
+    "The next images, with a little noise, reflected at the walls of the domain: `(B, *in_shape)`."
+    x = Trainer.batch(self)
+    noise = torch.empty_like(x).normal_(generator=self.generator)
+    return reflect(x.add_(noise, alpha=self.settings.data_noise), self.reach)
 
-    def describe(self, row: dict) -> str:
-        "A row of measurements in a few words, for the progress bar."
-        return (f"E(data) {row['energy_data']:.2f}, E(samples) {row['energy_samples']:.2f}, gap {row['gap']:+.2f}")
+@patch
+def describe(self: EnergyTrainer, row: dict) -> str:
+    "A row of measurements in a few words, for the progress bar."
+    return (f"E(data) {row['energy_data']:.2f}, E(samples) {row['energy_samples']:.2f}, gap {row['gap']:+.2f}")
 
 # %% ../nbs/05_trainer.ipynb #142c4b00
 def try_energy(energy: FrozenEnergy, data):
