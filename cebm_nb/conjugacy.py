@@ -71,6 +71,11 @@ def encode(self: Prior, t: Tensor) -> Tensor:
     "The posterior mean, or what else represents a member of the family, the representation of an image: -> (B, dim)."
     return self.family.represent(self.natural + t)
 
+@patch
+def likeliest(self: Prior, t: Tensor) -> Tensor:
+    "The same as `encode`, since there is one component: -> (B, dim)."
+    return self.encode(t)
+
 # %% ../nbs/01_conjugacy.ipynb #1588faa8
 @patch
 def responsibilities(self: Prior, t: Tensor) -> Tensor:
@@ -145,6 +150,11 @@ def posterior(self: MixturePrior, t: Tensor) -> Distribution:
 def encode(self: MixturePrior, t: Tensor) -> Tensor:
     "The posterior mean that t(x) would give with a standard prior, without the components' own means: -> (B, dim)."
     return self.family.represent(self.family.standard().to(t) + t)
+
+@patch
+def likeliest(self: MixturePrior, t: Tensor) -> Tensor:
+    "The posterior mean of the most probable component, which the paper takes: -> (B, dim)."
+    return self.family.represent(self.natural[self.component_energies(t).argmin(-1)] + t)
 
 # %% ../nbs/01_conjugacy.ipynb #a81c7607
 @patch(cls_method=True)

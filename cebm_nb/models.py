@@ -187,6 +187,11 @@ def encode(self: CEBM, x: Tensor) -> Tensor:
     there is a mixture: `(B, *in_shape)` -> (B, dim)."""
     return self.prior.encode(self.suff_stats(check_inputs(self, x)))
 
+@patch
+def likeliest(self: CEBM, x: Tensor) -> Tensor:
+    "The posterior mean of the most probable component: `(B, *in_shape)` -> (B, dim)."
+    return self.prior.likeliest(self.suff_stats(check_inputs(self, x)))
+
 # %% ../nbs/02_models.ipynb #762af734
 @patch
 def log_prior(self: CEBM, z: Tensor) -> Tensor:
