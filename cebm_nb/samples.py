@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['start_of_chains', 'generated_images', 'training_kernel', 'ready_to_sample', 'sample_images', 'follow_chains',
            'ChainPaths', 'chain_paths', 'chain_diagnostics', 'frechet_distance', 'kernel_distance', 'FeatureNet',
-           'features_of', 'train_features', 'inception_file', 'InceptionFeatures', 'inception_features', 'real_halves',
-           'distances', 'distance_records']
+           'features_of', 'train_features', 'inception_file', 'InceptionFeatures', 'inception_features',
+           'manifold_figures', 'half_distances', 'distance_records']
 
 # %% ../nbs/15_samples.ipynb #215c9987
 import os
@@ -21,7 +21,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from scipy.linalg import eigh
-from sklearn.metrics.pairwise import polynomial_kernel
+from sklearn.metrics.pairwise import pairwise_distances, polynomial_kernel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -162,7 +162,7 @@ def _arviz():  # takes seconds to import, and wants a folder for its cache
 
 def chain_diagnostics(
     energies: np.ndarray,  # (chains, draws); the first half of the draws is left out
-) -> dict:  # rhat, ess, draws (how many there are); None where they are not defined
+) -> dict:  # rhat, ess, draws (how many there are); None where they are not defined, ess also where rhat is above 1.01
     "R-hat and effective sample size of the energies along chains."
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # of a version to come, and of a home that cannot be written
@@ -170,7 +170,7 @@ def chain_diagnostics(
     kept = np.asarray(energies, np.float64)[:, energies.shape[1] // 2:]
     values = (float(arviz.rhat(kept)), float(arviz.ess(kept))) if min(kept.shape) >= 4 else (np.nan, np.nan)
     rhat, ess = (value if np.isfinite(value) else None for value in values)
-    return dict(rhat=rhat, ess=ess, draws=kept.size)
+    return dict(rhat=rhat, ess=ess if rhat is not None and rhat <= 1.01 else None, draws=kept.size)
 
 # %% ../nbs/15_samples.ipynb #0a8d8226
 def _root(matrix):  # square root of a symmetric positive semi-definite matrix
@@ -289,43 +289,66 @@ def inception_features() -> InceptionFeatures | None:
                         f'remove it') from None
 
 # %% ../nbs/15_samples.ipynb #5f927829
-def real_halves(
-    data: ImageData,
-    most: int = 250,  # images in a half
-    seed: int = 0,  # of the choice
-) -> tuple:  # two tensors (n, C, H, W) in [-1, 1]
-    "Two sets of test images that share none."
-    n = min(most, len(data.test) // 2)
-    order = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(seed))
-    return data.test.serve(order[:n]), data.test.serve(order[n:2 * n])
+def manifold_figures(
+    real: np.ndarray,  # features, (N, D)
+    samples: np.ndarray,  # features, (M, D)
+    k: int = 5,  # neighbours that a ball reaches to
+) -> dict:  # precision, recall, density, coverage
+    "How samples lie among real images; Naeem et al. 2020, https://arxiv.org/abs/2002.09797."
+    reach_real, reach_samples = (np.sort(pairwise_distances(x), 1)[:, min(k, len(x) - 1)] for x in (real, samples))
+    between = pairwise_distances(real, samples)
+    inside = between < reach_real[:, None]
+    return dict(precision=float(inside.any(0).mean()), recall=float((between < reach_samples).any(1).mean()),
+                density=float(inside.sum(0).mean() / k), coverage=float(inside.any(1).mean()))
 
-def distances(
-    images: Tensor,  # (N, C, H, W) in [-1, 1]
-    real: Tensor,  # (M, C, H, W)
-    net: nn.Module,  # with `features`
-) -> tuple:  # Fréchet and kernel distance; None where an image is not finite
-    "Distances of images to real ones, in the features of a network."
-    if not images.isfinite().all(): return None, None
-    first, second = features_of(net, images), features_of(net, real)
-    return frechet_distance(first, second), kernel_distance(first, second)
+def half_distances(
+    features: np.ndarray,  # of samples, (n, D)
+    real: np.ndarray,  # of all test images, (N, D)
+    repeats: int = 10,  # ways to cut the test images in half
+    floor: bool = False,  # the samples are as many images of the other half
+) -> dict:  # frechet, kernel, and their standard deviations
+    "Distances of samples to halves of the test images."
+    found = []
+    for seed in range(repeats):
+        order = np.random.default_rng(seed).permutation(len(real))
+        one, other = real[order[:len(real) // 2]], real[order[len(real) // 2:]]
+        some = other[:len(features)] if floor else features
+        found.append((frechet_distance(some, one), kernel_distance(some, one[:2000])))
+    (frechet, kernel), (frechet_sd, kernel_sd) = np.mean(found, 0).tolist(), np.std(found, 0, ddof=1).tolist()
+    return dict(frechet=frechet, frechet_sd=frechet_sd, kernel=kernel, kernel_sd=kernel_sd)
 
+# %% ../nbs/15_samples.ipynb #f91c3cf9
 def distance_records(
     sets: dict,  # a word for each set of samples, to images (n, C, H, W) in [-1, 1]
     data: ImageData,
     net: FeatureNet,  # the feature extractor
     name: str = 'model',  # what to call the model in the records
-    most: int = 250,  # images in a half; more samples than a half has images are left out
-    inception: nn.Module | None = None,  # a second extractor, for frechet_inception, kernel_inception
-) -> list:  # records with representation, images, number, frechet, kernel; the floor and the ceiling first
-    "Distances of samples to held-out images, with the distance of two halves of those as the floor."
-    real, other = real_halves(data, most)
-    noise = ReplayBuffer(len(real), data.in_shape, generator=torch.Generator().manual_seed(0)).chains
-    rows, records = [('real', 'other half of the test images', other), ('noise', 'uniform noise', noise),
-                     *((name, what, images[:len(real)]) for what, images in sets.items())], []
+    most: int = 250,  # samples, or fewer where half of the test images are fewer
+    inception: nn.Module | None = None,  # a second extractor, for frechet_inception and kernel_inception: FID and KID
+) -> list:  # records with representation, images, number, distances and shares; the floor and the ceiling first
+    "How far samples are from held-out images, with as many real images as the floor; None where they are not finite."
+    real, n = data.test.serve(), min(most, len(data.test) // 2)
+    noise = ReplayBuffer(n, data.in_shape, generator=torch.Generator().manual_seed(0)).chains
+    rows = [('real', 'other half of the test images', real[:n]), ('noise', 'uniform noise', noise),
+            *((name, what, images[:n]) for what, images in sets.items())]
+    extractors = {ending: (e, features_of(e, real)) for ending, e in {'': net, '_inception': inception}.items() if e}
+    records = []
     for who, what, images in rows:
-        record = dict(representation=who, images=what, number=len(images), feature_accuracy=net.accuracy)
-        for ending, extractor in {'': net, '_inception': inception}.items():
-            names = f'frechet{ending}', f'kernel{ending}'
-            if extractor: record |= dict(zip(names, distances(images, real, extractor)))
+        record = dict(representation=who, images=what, number=len(images), feature_accuracy=net.accuracy, frechet=None,
+                      kernel=None)
+        if images.isfinite().all():
+            for ending, (extractor, known) in extractors.items():
+                features = features_of(extractor, images)
+                found = half_distances(features, known, floor=who == 'real')
+                record |= {key.replace('frechet', f'frechet{ending}').replace('kernel', f'kernel{ending}'): value
+                           for key, value in found.items()}
+            seen = features_of(net, images)
+            half = extractors[''][1][len(known) // 2:][:2000]
+            record |= manifold_figures(half, seen) | dict(classes=_classes_of(net, images))
         records.append(record)
     return records
+
+@torch.no_grad()
+def _classes_of(net, images):  # how many classes the classifier sees
+    device = next(net.parameters()).device
+    return len(torch.cat([net(part.to(device)).argmax(1).cpu() for part in images.split(500)]).unique())

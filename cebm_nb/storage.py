@@ -4,14 +4,17 @@
 
 # %% auto #0
 __all__ = ['file_format', 'write_atomically', 'write_json', 'first_line', 'check_schema', 'read_json', 'read_table', 'checksum',
-           'save_weights', 'load_weights', 'OlderState', 'check_tensors', 'load_tensors', 'check_plain', 'write_lock']
+           'save_weights', 'load_weights', 'OlderState', 'check_tensors', 'load_tensors', 'check_plain', 'write_lock',
+           'source_commit']
 
 # %% ../nbs/19_storage.ipynb #75325b64
 import hashlib
+import importlib
 import json
 import os
 import secrets
 import stat
+import subprocess
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -192,3 +195,15 @@ def write_lock(
             if half.name.startswith('.eval') == (what == 'eval'): half.unlink()
         yield
     finally: lock.release()
+
+# %% ../nbs/19_storage.ipynb #c5804cbd
+def source_commit() -> str | None:
+    """The git commit of the checkout of this package, with a plus where files differ from it; None where it was
+    installed."""
+    here = Path(importlib.import_module('cebm_nb').__file__).parent
+    def git(*words): return subprocess.run(['git', '-C', here, *words], capture_output=True, text=True, check=True,
+                                           timeout=10).stdout.strip()
+    try:
+        git('ls-files', '--error-unmatch', '__init__.py')  # or the package lies in somebody else's repository
+        return git('describe', '--always', '--exclude=*', '--abbrev=10', '--dirty=+')
+    except (OSError, subprocess.SubprocessError): return None
