@@ -33,7 +33,7 @@ _runs = Annotated[tuple[str, ...], tyro.conf.Positional]
 
 @dataclass
 class Eval:
-    """Evaluate trained models, with the raw pixels beside them.
+    """Evaluate trained models, with pixels and gradients beside them.
 
     Prints tables; writes eval.json and figures into each run folder, part by part. Example: cebm eval runs/demo --only
     few-label,ood"""
@@ -43,6 +43,8 @@ class Eval:
     on: Literal['test', 'valid'] | None = None  # which images; by default valid for NAME/validation, else test
     labels: str = '1,10,100,all'  # labels per class, separated by commas
     draws: int = 10  # random draws of labelled images
+    ood_images: int | None = 2000  # images in each set of the detection; none: all
+    ood_noise: float = 0.  # standard deviation of the noise added to them; 0.03 in Wu et al.
     root: str | None = None  # folder with downloaded data
     which: Literal['last', 'best'] = 'last'  # best: the model that was best along the run
     device: str = 'auto'  # auto, cpu, cuda, ...
@@ -263,12 +265,12 @@ def parse_labels(
     return tuple(word if word == 'all' else int(word) for word in words)
 
 def _print_evaluation(result, parts):
-    from cebm_nb.evaluation import compare_with_pixels, evaluation_tables, part_titles
+    from cebm_nb.evaluation import PARTS, compare_with_floors, evaluation_tables
     for part, table in evaluation_tables(result).items():
         if part not in parts: continue
-        print(f'\n{part_titles[part]} ({result["data"]}, {result["test_images"]:,} {result["on"]} '
+        print(f'\n{PARTS[part].title} ({result["data"]}, {result["test_images"]:,} {result["on"]} '
               f'images):\n\n{table.to_string()}')
-        if part == 'few-label': print(f'\n{compare_with_pixels(result)}')
+        if part == 'few-label': print('\n' + '\n'.join(compare_with_floors(result)))
     for sentence in result['skipped']:
         if sentence.split(':')[0] in (*parts, 'training'):
             print(f'\nskipped {sentence}' if not sentence.startswith('training')
@@ -292,8 +294,9 @@ def _eval(args):
         if o.which == 'best': folder = folder / 'best'
         print(f'{run.folder}: {run.name} on {name}')
         def tell(part, seconds): print(f'  {part}: {seconds:.0f} s', flush=True)
-        result = evaluate(run, sets[name], None, o.draws, o.device, parts, labels, o.on, folder, o.root, shared[name],
-                          tell)
+        result = evaluate(run, sets[name], draws=o.draws, device=o.device, parts=parts, labels=labels, on=o.on,
+                          ood_images=o.ood_images, ood_noise=o.ood_noise, folder=folder, root=o.root,
+                          shared=shared[name], tell=tell)
         _print_evaluation(result, parts)
         print(f'\nWritten: {folder / "eval.json"}')
 
@@ -316,7 +319,8 @@ def _sample(args):
 def _report(args):
     o = parse(Report, args, 'cebm report')
     if not o.runs: raise UserError('name run folders, such as: cebm report runs/*')
-    from cebm_nb.report import write_report
+    from cebm_nb.report import without_evaluation, write_report
+    for folder in without_evaluation(o.runs): print(f'Passed over, not evaluated: {folder}')
     print(f'Written: {write_report(o.runs, o.out, o.title, o.root, o.pictures)}')
 
 def _sweep(args) -> int:

@@ -26,12 +26,12 @@ import torch
 from fastcore.basics import patch
 
 from .data import check_data_name, file_name
-from .evaluation import Evaluation, evaluation_parts
+from .evaluation import Evaluation, evaluation_parts, part_settings
 from .fast import parse_device
 from .report import training_command
 from .settings import Budget, Config, UserError, check_name, extra, one_line, read_document, read_file
-from .storage import read_json, write_json, write_lock
-from .zoo import read_config
+from .storage import checksum, read_json, write_json, write_lock
+from .zoo import read_config, read_weights
 
 # %% ../nbs/24_sweep.ipynb #ced0c5d3
 def experiments_folder() -> Path:
@@ -146,14 +146,15 @@ def is_trained(
 def missing_parts(
     folder: Path,  # of a run
     parts: list,  # of the evaluation
-    draws: int | None = None,  # of labelled images that the few-label part must have; None: any number
+    wanted: dict | None = None,  # settings of the evaluation, as `part_settings` takes them; None: any
 ) -> list:
-    "The parts that eval.json lacks, or has from another state of the model or with another number of draws."
-    try: result = read_json(folder / 'eval.json', Evaluation)
+    "The parts that eval.json lacks, or has of other weights or with other settings."
+    try: result, weights = read_json(folder / 'eval.json', Evaluation), read_weights(folder)[1]
     except (ValueError, FileNotFoundError): return list(parts)
-    if result.get('updates') != _finished(folder).get('updates'): return list(parts)
-    other = draws and any(r['draws'] != draws for r in result.get('few_label', []) if r['labels_per_class'] != 'all')
-    return [part for part in parts if part not in result.get('seconds', {}) or (part == 'few-label' and other)]
+    if result['weights'] != checksum(weights)[:16]: return list(parts)
+    made = {part: about['settings'] for part, about in result['made'].items()}
+    return [part for part in parts if part not in made
+            or wanted is not None and made[part] != part_settings(part, **wanted)]
 
 def claim_rows(
     grid: Grid,
@@ -256,7 +257,7 @@ class _Sweep:  # what is waiting, what failed, and a method for each of the thre
 @patch
 def evaluate(self: _Sweep, data, place):  # whatever of this data set is trained and not evaluated
     rows = [row for row in self.grid.rows if row.document['data'] == data and is_trained(self.out / row.name)
-            and missing_parts(self.out / row.name, self.grid.parts, self.grid.draws)]
+            and missing_parts(self.out / row.name, self.grid.parts, dict(draws=self.grid.draws))]
     if not rows: return
     self.tell(f'{data}: evaluating {len(rows)} {"run" if len(rows) == 1 else "runs"}')
     wrong = self.run('evaluate', dict(runs=[str(self.out / row.name) for row in rows], parts=self.grid.parts,
@@ -269,7 +270,7 @@ def evaluate(self: _Sweep, data, place):  # whatever of this data set is trained
 @patch
 def report(self: _Sweep):  # of the runs that have all parts
     done = [str(self.out / row.name) for row in self.grid.rows if is_trained(self.out / row.name)
-            and not missing_parts(self.out / row.name, self.grid.parts, self.grid.draws)]
+            and not missing_parts(self.out / row.name, self.grid.parts, dict(draws=self.grid.draws))]
     if not done: return
     if wrong := self.run('report', dict(runs=done, out=str(self.out / 'report'), title=self.grid.title), 'report'):
         self.failures['report'] = wrong
