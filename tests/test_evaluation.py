@@ -17,11 +17,11 @@ from commands import SMALL, call, start
 from torch import nn
 
 from cebm_nb.data import load_data
-from cebm_nb.detection import detection_figures, detection_record, detection_scores
+from cebm_nb.detection import FeatureDensity, _weighted_figures, detection_figures, detection_record, detection_scores
 from cebm_nb.evaluation import evaluate, evaluation_parts, part_key
 from cebm_nb.zoo import create_model
-from cebm_nb.representation import nearest_neighbours
-from cebm_nb.samples import frechet_distance
+from cebm_nb.representation import balanced_draw, nearest_neighbours, spread_labels
+from cebm_nb.samples import chain_diagnostics, frechet_distance
 from cebm_nb.storage import load_weights, save_weights
 
 rng = np.random.default_rng(0)
@@ -67,10 +67,54 @@ def test_a_model_against_itself_tells_nothing_apart():
     order = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(0))
     halves = [data.test.subset(order[::2]), data.test.subset(order[1::2])]
     scores = detection_scores(model, data, dict(test=halves[0], other=halves[1]))
-    assert set(scores) == {'energy', 'typicality', 'gradient norm', 'distance'}
+    assert {'energy', 'typicality', 'gradient norm', 'distance', 'layer mixture'} <= set(scores)
     for name, sets in scores.items():
         record = detection_record(sets['test'], sets['other'])
         assert record['auroc_low'] < 0.5 < record['auroc_high'], name
+
+
+def test_a_resampled_image_counts_as_often_as_it_was_drawn():
+    inside, outside = rng.normal(1, 1, 40).round(1), rng.normal(0, 1, 30).round(1)
+    scores, which = np.concatenate([inside, outside]), np.repeat([True, False], [40, 30])
+    times = np.concatenate([np.bincount(rng.integers(0, n, n), minlength=n) for n in (40, 30)])
+    repeated, truth = np.repeat(scores, times), np.repeat(which, times)
+    auroc, aupr, fpr95 = _weighted_figures(scores, which, times[None].astype(float))[0]
+    assert auroc == pytest.approx(roc_auc_score(truth, repeated)) and aupr == pytest.approx(precision_by_counting(repeated[truth], repeated[~truth]))
+    assert fpr95 == pytest.approx(min((repeated[~truth] >= t).mean() for t in repeated if (repeated[truth] >= t).mean() >= 0.95 - 1e-12))
+
+
+def test_effective_sizes_of_chains_that_have_not_converged_are_blank():
+    energies = np.random.default_rng(0).normal(size=(50, 100)) + np.arange(50)[:, None]
+    found = chain_diagnostics(energies)
+    assert found['rhat'] > 1.01 and found['ess'] is None
+
+
+def test_a_mixture_says_more_than_one_gaussian_where_there_are_two_clouds():
+    clouds = np.concatenate([rng.normal(size=(300, 2)) - 4, rng.normal(size=(300, 2)) + 4])
+    one, two = FeatureDensity(clouds, 1), FeatureDensity(clouds, 2)
+    between = np.zeros((1, 2))
+    assert (one(between) > one(clouds).mean()) and (two(between) < np.quantile(two(clouds), 0.01))
+
+
+def test_spreading_is_the_iteration_of_its_paper():
+    x = np.concatenate([rng.normal(size=(60, 2)) - 3, rng.normal(size=(60, 2)) + 3])
+    y = np.repeat([0, 1], 60)
+    order = rng.permutation(120)
+    train, test = order[:80], order[80:]
+    found, = spread_labels(x[train], y[train], x[test], y[test], (2,), 1)
+    keep = np.random.default_rng(0).permutation(80)
+    points, labels = np.concatenate([x[train][keep], x[test]]), y[train][keep]
+    far = np.linalg.norm(points[:, None] - points[None], axis=-1)
+    np.fill_diagonal(far, np.inf)
+    edges = np.zeros((120, 120))
+    for i in range(120): edges[i, far[i].argsort()[:15]] = 1
+    edges = np.maximum(edges, edges.T)
+    flow = edges / np.sqrt(np.outer(edges.sum(0), edges.sum(0)))
+    given = np.zeros((120, 2))
+    pick = balanced_draw(labels, 2, 0)
+    given[pick, labels[pick]] = 1
+    mass = np.linalg.solve(np.eye(120) - 0.99 * flow, 0.01 * given)
+    assert (found['predictions'][0] == (mass / mass.sum(0)).argmax(1)[80:]).mean() > 0.95 and found['accuracy_mean'] > 0.95
 
 
 def test_frechet_distance_is_the_formula_with_a_general_matrix_root():
@@ -100,9 +144,9 @@ def test_scores_that_are_not_numbers_are_told_and_the_others_stay():
 
 def test_labels_that_a_class_does_not_have_are_told():
     result = evaluate(create_model('vae', (1, 8, 8), latent_dim=4), load_data('digits'), 'vae', draws=2, labels=(2, 100_000), parts=['few-label'])
-    assert {r['labels_per_class'] for r in result['few_label']} == {2}
+    assert {r['labels_per_class'] for r in result['few_label']} == {2} and {r['read_out'] for r in result['few_label']} == {'logistic', 'spreading', 'paper'}
     assert result['skipped'] == ['few-label: 100000 labels per class: a class has fewer']
-    assert all(r['seeds'] == [0, 1] and len(r['inverse_penalties']) == 2 for r in result['few_label'])
+    assert all(r['seeds'] == [0, 1] for r in result['few_label'])
 
 
 @pytest.fixture(scope='module')
@@ -125,13 +169,14 @@ def test_everything_for_several_runs_and_a_report(folder, evaluated):
     out = evaluated
     results = {name: json.loads((folder / name / 'eval.json').read_text()) for name in ('cebm', 'gmm-cebm', 'vae')}
     for name, result in results.items():
-        assert set(result['seconds']) == set(evaluation_parts)
+        assert set(result['made']) == set(evaluation_parts)
         assert all(f'{part}: ' in out for part in evaluation_parts)
         skipped = {line.split(':')[0] for line in result['skipped']}
-        assert skipped == {'cebm': {'clusters'}, 'gmm-cebm': set(), 'vae': {'clusters', 'conditional'}}[name]
+        assert skipped == {'cebm': set(), 'gmm-cebm': set(), 'vae': {'conditional'}}[name]
         for part in evaluation_parts: assert bool(result[part_key(part)]) == (part not in skipped)
         assert {str(r['labels_per_class']) for r in result['few_label']} == {'1', '5', 'all'}
-        assert {r['score'] for r in result['ood'] if r['representation'] == name} == ({'energy', 'gradient norm', 'typicality', 'distance'} if 'cebm' in name else {'likelihood', 'typicality', 'distance'})
+        assert {r['score'] for r in result['ood'] if r['representation'] == name} == {'typicality', 'distance', 'Mahalanobis', 'latent mixture', 'layer mixture'} | ({'energy', 'gradient norm', 'energy + complexity'} if 'cebm' in name else {'likelihood'})
+        assert len({r['score'] for r in result['ood'] if r['chosen']}) == 1
     pixels = [[r for r in result['few_label'] if r['representation'] == 'pixel'] for result in results.values()]
     assert pixels[0] == pixels[1] == pixels[2]
 
@@ -140,8 +185,8 @@ def test_everything_for_several_runs_and_a_report(folder, evaluated):
     page, text = (folder / 'page' / 'report.html').read_text(), (folder / 'page' / 'report.md').read_text()
     for part in evaluation_parts: assert f'<h3>{part}</h3>' in page
     for source in [piece.split('"')[0] for piece in page.split('src="')[1:]]: assert (folder / 'page' / source).read_bytes()[1:4] == b'PNG'
-    accuracy = next(r['accuracy_mean'] for r in results['gmm-cebm']['few_label'] if r['representation'] == 'gmm-cebm' and r['labels_per_class'] == 5)
-    assert any(line.startswith('| gmm-cebm |') and f'{100 * accuracy:.1f}' in line for line in text.splitlines())
+    accuracy = next(r['accuracy_mean'] for r in results['gmm-cebm']['few_label'] if r['representation'] == 'gmm-cebm' and r['labels_per_class'] == 5 and r['read_out'] == 'logistic')
+    assert any(line.startswith('| gmm-cebm, logistic |') and f'{100 * accuracy:.1f}' in line for line in text.splitlines())
 
 
 def test_one_part_leaves_the_others_and_another_data_set_has_its_own_place(folder, evaluated):
@@ -150,12 +195,12 @@ def test_one_part_leaves_the_others_and_another_data_set_has_its_own_place(folde
     status, out, err = call(folder, 'eval', 'second', '--only', 'neighbours')
     assert status == 0 and 'AUROC' not in out, err
     after = json.loads((folder / 'second' / 'eval.json').read_text())
-    assert {k: v for k, v in after.items() if k != 'seconds'} == {k: v for k, v in before.items() if k != 'seconds'}
+    assert {k: v for k, v in after.items() if k != 'made'} == {k: v for k, v in before.items() if k != 'made'}
     for i in range(60): picture(folder / 'own' / f'{i}.png')
     status, out, err = call(folder, 'eval', 'second', '--data', 'folder:own', '--only', 'few-label,neighbours,ood')
     assert status == 0 and 'has no labels' in out, err
     own = json.loads((folder / 'second' / 'on-own' / 'eval.json').read_text())
-    assert own['few_label'] == [] and len(own['neighbours']) == 2 and own['ood']
+    assert own['few_label'] == [] and len(own['neighbours']) == 3 and own['ood']
     assert json.loads((folder / 'second' / 'eval.json').read_text()) == after
 
 
@@ -192,7 +237,7 @@ def test_an_interrupted_evaluation_keeps_what_it_has(folder):
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130 and 'interrupted' in err and 'Traceback' not in err
     result = json.loads((folder / 'cut' / 'eval.json').read_text())
-    assert len(result['neighbours']) == 2 and result['few_label'] == []
+    assert len(result['neighbours']) == 3 and result['few_label'] == []
 
 
 def test_reports_want_evaluated_runs_that_are_whole(folder):

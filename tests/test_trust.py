@@ -239,7 +239,7 @@ def test_what_a_report_repeats_is_text(run, tmp_path):
     (run / 'config.json').write_text(json.dumps(config))
     result = json.loads((run / 'eval.json').read_text())
     result['skipped'] = [HOSTILE]
-    for r in [*result['few_label'], *result['neighbours']]: r['representation'] = HOSTILE if r['representation'] != 'pixel' else 'pixel'
+    for r in [*result['few_label'], *result['neighbours']]: r['representation'] = r['representation'] if r['representation'] in ('pixel', 'HOG') else HOSTILE
     (run / 'eval.json').write_text(json.dumps(result))
     (run / 'figures').mkdir(exist_ok=True)
     shutil.copy(next(iter((HERE.parent / 'nbs' / 'images').glob('*.png'))), run / 'figures' / 'eval_samples_](x) ![y](https:.png')
