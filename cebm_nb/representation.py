@@ -369,7 +369,7 @@ def information_record(
 ) -> dict:  # representation, images, kl, mutual_information (nats), at_most (log N)
     "Mean KL divergence of the posterior from the prior, and mutual information of images and latents."
     q = model.to(device).eval().posterior(x.to(device))
-    with seeded(seed, torch.device(device)): z = q.sample((draws,)).flatten(0, 1)  # (draws N, D), image after image
+    with seeded(seed, torch.device(device)): z = q.sample((draws,)).flatten(0, 1).float()  # (draws N, D)
     own = q.log_prob(z.unflatten(0, (draws, len(x)))).flatten()
     others = torch.cat([q.log_prob(part[:, None]).logsumexp(1) for part in z.split(16)]) - math.log(len(x))
     return dict(representation=name, images=len(x), kl=float((own - model.prior.log_prob(z)).mean()),

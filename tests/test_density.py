@@ -68,6 +68,8 @@ def test_every_family_trains_saves_and_loads(name, tmp_path):
     assert math.isclose(float(model.temperature), 0.0075**2 / 2, rel_tol=1e-6) and float(model.reach) == 1.5
     torch.testing.assert_close(model.log_prob_unnormalised(x), -model.energy(x) / model.temperature)
     assert run.chains.abs().max() <= 1.5
+    result = cn.evaluate(run, cn.load_data('digits'), parts=['information', 'neighbours'])
+    assert -0.01 <= result['information'][0]['mutual_information'] <= result['information'][0]['at_most'] and result['information'][0]['kl'] > -0.01
 
 
 @pytest.mark.parametrize('name', ['bernoulli', 'categorical', 'von-mises'])
