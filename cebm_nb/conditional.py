@@ -110,6 +110,7 @@ def _interval(values):  # mean, and a t interval of 95 %
     far = stats.t.ppf(0.975, max(1, len(values) - 1)) * error
     return [float(mean), float(mean - far), float(mean + far)]
 
+# %% ../nbs/16_conditional.ipynb #2eba1a42
 def best_of(
     candidates: tuple,  # values of a setting
     error: Callable,  # from a value to an error, or None

@@ -264,7 +264,8 @@ def perturbed_sets(
     x, half = images.images, [side // 2 for side in images.images.shape[2:]]
     partner = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))]
     blurred = nn.functional.avg_pool2d(x.float(), 3, 1, 1, count_include_pad=False).round().byte()
-    made = dict(test=x, negative=255 - x, turned=x.rot90(2 - (x.shape[2] == x.shape[3]), (2, 3)), shuffled=x.roll(half, (2, 3)),
+    turns = 1 if x.shape[2] == x.shape[3] else 2
+    made = dict(test=x, negative=255 - x, turned=x.rot90(turns, (2, 3)), shuffled=x.roll(half, (2, 3)),
                 mixed=((x.float() + partner.float()) / 2).byte(), blurred=blurred)
     return {name: ImageSet(y.contiguous()) for name, y in made.items()}
 

@@ -92,6 +92,7 @@ class Subject:
         if images and len(self.data.in_shape) != 3:
             raise Skipped(f'{self.data.name} has vectors, this part is for images')
 
+# %% ../nbs/17_evaluation.ipynb #c7d1200e
 class Skipped(Exception):
     "Raised when a part does not apply, with the reason."
 
@@ -160,8 +161,8 @@ def _compare(rows, floors, labels):  # the paired difference of each row from th
     def key(r): return r['read_out'], r['labels_per_class']
     for r in rows:
         same = [f for f in floors if key(f) == key(r) and len(f['predictions']) == len(r['predictions'])]
-        if same: r['against'] = {f['representation']: list(paired_difference(r['predictions'], f['predictions'], labels))
-                                 for f in same}
+        def difference(f): return list(paired_difference(r['predictions'], f['predictions'], labels))
+        if same: r['against'] = {f['representation']: difference(f) for f in same}
     return rows
 
 # %% ../nbs/17_evaluation.ipynb #ff92588e
@@ -219,6 +220,7 @@ def neighbour_figures(
     pictures = {'neighbours': plot_rows(rows)} if len(data.in_shape) == 3 else {}
     return pictures | ({'confusion': plot_confusion(labelled, names)} if labelled else {})
 
+# %% ../nbs/17_evaluation.ipynb #91f31d47
 def _square(rows):
     if any(len(row) != len(rows) for row in rows): raise ValueError('as many rows as columns')
     return rows
@@ -275,6 +277,7 @@ class DetectionRecord(TypedDict):
     fpr95_low: Number
     fpr95_high: Number
 
+# %% ../nbs/17_evaluation.ipynb #3132f194
 @part
 class Detection(Part):
     "Out-of-distribution detection."
@@ -284,7 +287,8 @@ class Detection(Part):
     def floor(self, s, sets) -> list:
         "What pixels and their compressed size detect."
         scores = detection_scores(s.pixel, s.data, sets, device=s.device, noise=s.ood_noise)
-        return detection_records(scores | {'complexity': {name: complexity(of) for name, of in sets.items()}}, 'pixel')[0]
+        scores['complexity'] = {name: complexity(of) for name, of in sets.items()}
+        return detection_records(scores, 'pixel')[0]
 
     def run(self, s: Subject) -> PartResult:
         "By every score that the model has; the floors first."
@@ -445,8 +449,8 @@ class Samples(Part):
             notes.append('from buffer: it holds fewer than 8 chains')
         records = []
         if s.labelled:
-            records = distance_records(sets, s.data, s.once('features', lambda: train_features(s.data, device=s.device)),
-                                       s.name, inception=s.once('inception', inception_features))
+            net = s.once('features', lambda: train_features(s.data, device=s.device))
+            records = distance_records(sets, s.data, net, s.name, inception=s.once('inception', inception_features))
         else: notes.append(f'distances: {s.data.name} has no labels to learn features from')
         records += [dict(representation=s.name, images=what, number=None, frechet=None, kernel=None)
                     for what in [*sets, *diagnosed] if what not in {r['images'] for r in records}]
@@ -596,6 +600,11 @@ def evaluate(
         return _evaluate(subject, parts, _stamp(subject, on, data), folder, tell)
 
 # %% ../nbs/17_evaluation.ipynb #44f0341c
+def _save_arrays(path, arrays):
+    def write(p):
+        with open(p, 'wb') as file: np.savez_compressed(file, **arrays)
+    write_atomically(path, write)
+
 def _run_part(part, s) -> PartResult:
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter('always', OlderState)
@@ -618,8 +627,7 @@ def _evaluate(s, parts, stamp, folder, tell) -> dict:
         settings = part_settings(part, s.labels, s.draws, s.ood_images, s.ood_noise)
         result['made'][part] = dict(seconds=seconds, commit=commit, settings=settings)
         if folder:
-            if found.arrays:
-                write_atomically(Path(folder) / f'{part}.npz', lambda p: np.savez_compressed(open(p, 'wb'), **found.arrays))
+            if found.arrays: _save_arrays(Path(folder) / f'{part}.npz', found.arrays)
             for stem, figure in found.figures.items(): save_figure(figure, Path(folder) / 'figures' / f'{stem}.png')
             write_json(Path(folder) / 'eval.json', result)
         if tell: tell(part, seconds)

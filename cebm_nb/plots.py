@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from .settings import UserError, one_line
@@ -117,11 +118,15 @@ def plot_training(
     return fig
 
 # %% ../nbs/12_plots.ipynb #aa22e8a2
+_colours = {  # one for each model in every figure, those of Okabe & Ito that also the colour-blind tell apart
+    'pixel': '0.4', 'HOG': '0.7', 'cebm': '#0072B2', 'gmm-cebm': '#56B4E9', 'igebm': '#E69F00', 'vae': '#009E73',
+    'gmm-vae': '#F0E442', 'bigan': '#CC79A7', 'gmm-bigan': '#D55E00'}
+
 def _line_styles(names, groups) -> dict:  # names to colour and label; the first of a group has the label
     groups = {name: (groups or {}).get(name, name) for name in names}
     labels = list(dict.fromkeys(groups.values()))
-    colours = itertools.cycle(colormaps['tab20' if len(labels) > 10 else 'tab10'].colors)
-    colour = {label: '0.4' if label == 'pixel' else next(colours) for label in labels}
+    others = itertools.cycle(colormaps['tab20'].colors)
+    colour = {label: _colours.get(label.split(',')[0].split(' (')[0]) or next(others) for label in labels}
     first = {label: name for name, label in reversed(groups.items())}
     return {name: dict(color=colour[label], label=as_label(label) if first[label] == name else None)
             for name, label in groups.items()}
@@ -193,22 +198,26 @@ def plot_confusion(
 
 # %% ../nbs/12_plots.ipynb #e28981d8
 def plot_scores(
-    scores: dict,  # titles of panels, to names of sets of images, to scores (N,); the first set is drawn filled
+    scores: dict,  # titles of panels, to names of sets of images, to scores (N,); the first set is the one inside
 ) -> Figure:
-    "Histograms of scores, a panel for each kind of score, a line for each set of images."
-    fig = Figure(figsize=(4 * len(scores), 2.8), layout='constrained')
-    for ax, (title, sets) in zip(fig.subplots(1, len(scores), squeeze=False)[0], scores.items()):
-        inner, every = next(iter(sets.values())), np.concatenate(list(sets.values()))
-        (low, high), room = np.quantile(inner, (0.01, 0.99)), np.ptp(np.quantile(inner, (0.01, 0.99)))
-        low, high = max(low - room, every.min()), min(high + room, every.max())
-        bins = np.linspace(low, high if high > low else low + 1, 50)
+    "Shares of images below each score, a panel for each kind of score, a line for each set with its AUROC."
+    columns = min(3, len(scores))
+    rows = math.ceil(len(scores) / columns)
+    fig = Figure(figsize=(4 * columns, 2.8 * rows), layout='constrained')
+    axes = fig.subplots(rows, columns, squeeze=False).ravel()
+    for ax in axes[len(scores):]: ax.remove()
+    for ax, (title, sets) in zip(axes, scores.items()):
+        inner = next(iter(sets.values()))
+        low, high = np.quantile(inner, (0.01, 0.99))
         for i, (name, values) in enumerate(sets.items()):
-            ax.hist(np.clip(values, bins[0], bins[-1]), bins, density=True, label=as_label(name), histtype='step' if i
-                    else 'stepfilled', alpha=1 if i else 0.4, color=f'C{i}')
-        ax.set_ylim(0, 2 * np.histogram(inner, bins, density=True)[0].max())
+            truth = np.repeat([1, 0], [len(inner), len(values)])
+            told = f', {100 * roc_auc_score(truth, np.concatenate([inner, values])):.0f} %' if i else ''
+            ax.ecdf(values, label=as_label(name) + told, color=f'C{i}' if i else '0.2', lw=1 if i else 2)
+        ax.set_xlim(low - (high - low) - 1e-9, high + (high - low) + 1e-9)
         ax.set_title(as_label(title), fontsize=10)
-        ax.set_yticks([])
-    ax.legend(frameon=False, fontsize=8)
+        ax.set_xlabel('score, higher: more like training images', fontsize=8)
+        ax.legend(frameon=False, fontsize=7)
+    axes[0].set_ylabel('share of images below')
     return fig
 
 # %% ../nbs/12_plots.ipynb #872de409

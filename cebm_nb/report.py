@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['published_labels', 'published', 'published_table', 'EvaluatedRun', 'read_run', 'without_evaluation', 'read_runs',
            'flat', 'command_line', 'training_command', 'merge_results', 'Code', 'Strong', 'as_text', 'markdown_table',
-           'as_html', 'runs_table', 'machines', 'records_table', 'group_seeds', 'seeds_table', 'headline_figures',
-           'headline_table', 'section_figures', 'run_pictures', 'copy_picture', 'write_report', 'make_card',
-           'card_text', 'pack_model']
+           'as_html', 'with_pictures', 'latex_table', 'runs_table', 'machines', 'records_table', 'group_seeds',
+           'seeds_table', 'headline_figures', 'headline_table', 'section_figures', 'run_pictures', 'copy_picture',
+           'write_report', 'make_card', 'card_text', 'pack_model']
 
 # %% ../nbs/18_report.ipynb #2a6d9550
+import base64
 import html
 import re
 import shlex
@@ -168,7 +169,9 @@ def merge_results(
                     if floors.setdefault(which, r) != r:
                         notes[f'{run.title}: its row for {r["representation"]} in {key} differs from that of an '
                               f'earlier run; the two were not evaluated in the same way'] = True
-                else: others.append(r | dict(representation=r['representation'].removesuffix(run.result['model']) + run.title))
+                else:
+                    beside = r['representation'].removesuffix(run.result['model'])  # such as HOG and
+                    others.append(r | dict(representation=beside + run.title))
         merged[key] = [*floors.values(), *others]
     return merged, list(notes)
 
@@ -211,6 +214,25 @@ def as_html(
     body = extra('markdown_it', 'eval').MarkdownIt('js-default').render(text)
     head = f'<meta charset="utf-8"><title>{html.escape(one_line(title))}</title><style>{_style}</style>'
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body>\n{body}</body></html>\n'
+
+# %% ../nbs/18_report.ipynb #b096d9a7
+def with_pictures(
+    page: str,  # HTML
+    folder: Path,  # that its pictures are relative to
+) -> str:
+    "The page with its PNG files inside."
+    def inside(match):
+        data = base64.b64encode((folder / match[1]).read_bytes()).decode()
+        return f'src="data:image/png;base64,{data}"'
+    return re.sub(r'src="(figures/[\w.-]+\.png)"', inside, page)
+
+def latex_table(
+    table: pd.DataFrame,  # of text and Strong
+) -> str:
+    "A data frame as a LaTeX table for the package booktabs."
+    style = table.style.format(escape='latex').format_index(escape='latex').format_index(escape='latex', axis=1)
+    bold = style.map(lambda cell: 'textbf:--rwrap;' if isinstance(cell, Strong) and cell else '')
+    return bold.to_latex(hrules=True).replace('±', r'$\pm$')
 
 # %% ../nbs/18_report.ipynb #20ab50a1
 def runs_table(
@@ -259,8 +281,8 @@ def group_seeds(
     "Put the runs of one command with several seeds together, if code, device and choice of weights are the same too."
     def key(run):
         made = {part: (about['commit'], str(about['settings'])) for part, about in run.result['made'].items()}
-        return (training_command(run.config | dict(seed=0)), run.versions.get('commit'), run.config['run'].get('device'),
-                run.folder.name == 'best', str(sorted(made.items())))
+        about = run.config['run'].get('device'), run.versions.get('commit'), run.folder.name == 'best'
+        return training_command(run.config | dict(seed=0)), *about, str(sorted(made.items()))
     groups = {}
     for run in runs: groups.setdefault(key(run), []).append(run)
     groups = [same for same in groups.values() if len({run.config['seed'] for run in same}) == len(same) > 1]
@@ -367,13 +389,15 @@ def _tables(part, merged, data):
     if part == 'few-label': table = pd.concat([table, published_table(data)]).fillna('')
     lines = [f'{PARTS[part].title}.', markdown_table(table)]
     if part == 'ood':
-        lines += ['AUPR in %, the test images as the positive class, and in brackets that of a score that says nothing.', markdown_table(PARTS['ood'].table(merged['ood'], 'aupr')),
+        lines += ['AUPR in %, the test images as the positive class, and in brackets that of a score that says nothing.',
+                  markdown_table(PARTS['ood'].table(merged['ood'], 'aupr')),
                   'FPR at 95 % TPR in %, lower is better.', markdown_table(PARTS['ood'].table(merged['ood'], 'fpr95'))]
     if part == 'samples' and merged['samples'][0].get('feature_accuracy'):
         lines.append(f'The features are those of a small classifier, right on '
                      f'{100 * merged["samples"][0]["feature_accuracy"]:.1f} % of the test images.')
     if part == 'few-label' and len(published_table(data)):
-        lines.append('Published rows: Wu et al. 2021, arXiv 2106.13798; after 150 to 200 epochs on a GPU. Their read-out is the one named paper.')
+        lines.append('Published rows: Wu et al. 2021, arXiv 2106.13798; after 150 to 200 epochs on a GPU. Their '
+                     'read-out is the one named paper.')
     return lines
 
 # %% ../nbs/18_report.ipynb #afd4c3cc
@@ -429,7 +453,7 @@ def _section(runs, out, root, with_pictures):
 # %% ../nbs/18_report.ipynb #26cf3220
 def write_report(
     folders: list,  # run folders, evaluated
-    out: str | Path = 'report',  # folder of report.md, report.html and a CSV file for each part; all are replaced
+    out: str | Path = 'report',  # folder of report.md, .html, .tex and a CSV file for each part; all are replaced
     title: str = 'Conjugate energy-based models and baselines',  # of the page
     root: str | Path | None = None,  # folder with downloaded data
     pictures: bool = True,  # tables and pictures, or tables only
@@ -443,7 +467,7 @@ def write_report(
     out.mkdir(parents=True, exist_ok=True)
     lines = [f'# {as_text(title)}',
              'Every number was computed by `cebm eval` on the test images of the data set that heads its section, with '
-             'the pixels beside it, except rows marked as published, which are quoted. A blank was not run, or is '
+             'floors beside it, except rows marked as published, which are quoted. A blank was not run, or is '
              'explained at the end of its section.']
     for data in dict.fromkeys(run.result['data'] for run in runs):
         lines += _section([run for run in runs if run.result['data'] == data], out, root, pictures)
@@ -454,7 +478,10 @@ def write_report(
         if len(table := records_table(runs, part)): write_atomically(path, lambda p: table.to_csv(p, index=False))
         else: path.unlink(missing_ok=True)
     write_atomically(out / 'report.md', lambda p: p.write_text(text))
-    write_atomically(out / 'report.html', lambda p: p.write_text(as_html(text, title)))
+    tables = [latex_table(headline_table([run for run in runs if run.result['data'] == data]))
+              for data in dict.fromkeys(run.result['data'] for run in runs)]
+    write_atomically(out / 'report.tex', lambda p: p.write_text('\n'.join(tables)))
+    write_atomically(out / 'report.html', lambda p: p.write_text(with_pictures(as_html(text, title), out)))
     return out / 'report.html'
 
 # %% ../nbs/18_report.ipynb #85be0d43

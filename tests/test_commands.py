@@ -6,10 +6,13 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 from commands import SMALL, call, run_lines, start
 from safetensors.torch import load_file
+
+from cebm_nb.data import load_data
 
 
 @pytest.fixture(scope='module')
@@ -34,7 +37,11 @@ def test_evaluation_and_samples(folder):
     assert status == 0, err
     assert 'pixel' in out and 'stand' in out
     records = json.loads((folder / 'run' / 'eval.json').read_text())['few_label']
-    assert {(r['representation'], r['labels_per_class']) for r in records} == {(who, n) for who in ('pixel', 'cebm') for n in (1, 10, 100, 'all')}
+    counts, rows = (1, 10, 100, 'all'), {(r['representation'], r['read_out'], r['labels_per_class']) for r in records}
+    assert rows == ({(who, how, n) for who in ('pixel', 'HOG', 'cebm') for how in ('logistic', 'spreading') for n in counts if (how, n) != ('spreading', 'all')} |
+                    {('HOG and cebm', how, n) for how in ('logistic', 'spreading') for n in counts[:3]} | {('cebm', 'paper', n) for n in counts})
+    kept = np.load(folder / 'run' / 'few-label.npz')
+    assert all(np.allclose((kept[f"{r['representation']}, {r['read_out']}, {r['labels_per_class']}"] == load_data('digits').test.labels.numpy()).mean(), r['accuracy_mean']) for r in records)
     assert all(0 <= r['accuracy_mean'] <= 1 and r['converged'] for r in records)
     for begin in ('buffer', 'noise'):
         status, out, err = call(folder, 'sample', 'run', '--n', 5, '--steps', 3, '--start', begin, '--out', f'{begin}.png')

@@ -1,4 +1,5 @@
 """The evaluation: against independent computations, on faults, and as real commands over several runs."""
+import base64
 import json
 import shutil
 import signal
@@ -184,7 +185,8 @@ def test_everything_for_several_runs_and_a_report(folder, evaluated):
     assert status == 0, err
     page, text = (folder / 'page' / 'report.html').read_text(), (folder / 'page' / 'report.md').read_text()
     for part in evaluation_parts: assert f'<h3>{part}</h3>' in page
-    for source in [piece.split('"')[0] for piece in page.split('src="')[1:]]: assert (folder / 'page' / source).read_bytes()[1:4] == b'PNG'
+    sources = [piece.split('"')[0] for piece in page.split('src="')[1:]]
+    assert sources and all(base64.b64decode(source.removeprefix('data:image/png;base64,'))[1:4] == b'PNG' for source in sources)  # one file, pictures inside
     accuracy = next(r['accuracy_mean'] for r in results['gmm-cebm']['few_label'] if r['representation'] == 'gmm-cebm' and r['labels_per_class'] == 5 and r['read_out'] == 'logistic')
     assert any(line.startswith('| gmm-cebm, logistic |') and f'{100 * accuracy:.1f}' in line for line in text.splitlines())
 
