@@ -205,7 +205,8 @@ class FewLabel(Part):
             row = rows.setdefault(f"{r['representation']}, {r['read_out']}", {})
             row[str(r['labels_per_class'])] = cell(r)
             if r['nll'] is not None: row['NLL / ECE, last'] = f"{r['nll']:.2f} / {_percent(r['ece'])}"
-        return pd.DataFrame.from_dict(rows, orient='index').rename_axis('labels per class', axis=1).fillna('')
+        table = pd.DataFrame.from_dict(rows, orient='index').rename_axis('labels per class', axis=1).fillna('')
+        return table[sorted(table, key=lambda name: 'NLL' in name)]  # the counts first
 
 # %% ../nbs/17_evaluation.ipynb #4bbed16d
 def neighbour_figures(
