@@ -118,14 +118,17 @@ def best_of(
     "The candidate with the smallest error."
     return min(candidates, key=lambda c: np.inf if (e := error(c)) is None else e)
 
+def _each_image(denoise, noisy, **options):  # with one channel as two dimensions: non-local means would turn it
+    axis, images = (None, noisy[:, 0]) if noisy.shape[1] == 1 else (0, noisy)
+    cleaned = np.stack([denoise(image, channel_axis=axis, **options) for image in images.numpy()])
+    return torch.from_numpy(cleaned).float().view_as(noisy)
+
 def total_variation(
     noisy: Tensor,  # (B, C, H, W)
     weight: float,  # the larger, the smoother
 ) -> Tensor:
     "Total-variation denoising of each image, without any model (Chambolle 2004, as scikit-image has it)."
-    denoise = extra('skimage.restoration', 'eval').denoise_tv_chambolle
-    return torch.from_numpy(np.stack([denoise(image, weight=weight, channel_axis=0)
-                                      for image in noisy.numpy()])).float()
+    return _each_image(extra('skimage.restoration', 'eval').denoise_tv_chambolle, noisy, weight=weight)
 
 def non_local_means(
     noisy: Tensor,  # (B, C, H, W)
@@ -133,10 +136,7 @@ def non_local_means(
 ) -> Tensor:
     "Non-local means of each image, without any model (Buades et al. 2005, as scikit-image has it)."
     denoise = extra('skimage.restoration', 'eval').denoise_nl_means
-    axis = None if noisy.shape[1] == 1 else 0  # with a single channel, scikit-image would turn the image
-    cleaned = [denoise(image if axis == 0 else image[0], patch_size=5, patch_distance=6, h=weight, channel_axis=axis)
-               for image in noisy.numpy()]
-    return torch.from_numpy(np.stack(cleaned)).float().view_as(noisy)
+    return _each_image(denoise, noisy, h=weight, patch_size=5, patch_distance=6)
 
 def masks(
     in_shape: tuple,  # (C, H, W)

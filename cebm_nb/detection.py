@@ -254,7 +254,7 @@ def detection_records(
     return records, problems
 
 # %% ../nbs/14_detection.ipynb #fc14a444
-several_passes = ('gradient norm', 'likelihood', 'typicality')  # scores that take more than one forward pass
+several_passes = ('gradient norm', 'likelihood', 'typicality')  # the last is made of the second in a VAE
 
 def perturbed_sets(
     images: ImageSet,  # bytes

@@ -389,7 +389,7 @@ def _tables(part, merged, data):
     if part == 'few-label': table = pd.concat([table, published_table(data)]).fillna('')
     lines = [f'{PARTS[part].title}.', markdown_table(table)]
     if part == 'ood':
-        lines += ['AUPR in %, the test images as the positive class, and in brackets that of a score that says nothing.',
+        lines += ['AUPR in %, the test images as the positive class; in brackets that of a score that says nothing.',
                   markdown_table(PARTS['ood'].table(merged['ood'], 'aupr')),
                   'FPR at 95 % TPR in %, lower is better.', markdown_table(PARTS['ood'].table(merged['ood'], 'fpr95'))]
     if part == 'samples' and merged['samples'][0].get('feature_accuracy'):
@@ -421,7 +421,7 @@ def _section(runs, out, root, with_pictures):
     figures, slug = section_figures(runs, merged, root) if with_pictures else {}, _file_stem(data)
     images = f'{first["train_images"]:,} training and {first["test_images"]:,} {first["on"]} images'
     lines = [f'## {as_text(data)}', f'{images}.', markdown_table(headline_table(runs)),
-             'Accuracies in % at so many labels a class (logistic regression; label spreading where it says so), of the '
+             'Accuracies in % at so many labels a class (logistic regression; spreading: label spreading), of the '
              'nearest training image (1-NN), AUROC in % against another data set by the score that training images '
              'chose (floors: distance to the nearest training image), and Fréchet distance of the nearest set of '
              'samples. Mean ± sd over seeds.', '### Runs', machines(runs), markdown_table(runs_table(runs))]

@@ -292,13 +292,12 @@ def first_of_each_class(
     return np.sort(np.unique(images.labels.numpy(), return_index=True)[1])[:most]
 
 def neighbour_record(
-    model: nn.Module,  # with `encode`
+    codes: tuple,  # representations of training and test images, (N, D) and (M, D)
     data: ImageData,  # queries are its test images, references its training images
     name: str = 'model',  # what to call it in the record
-    device: str = 'auto',  # where to compute
 ) -> dict:  # representation; agreement, confusion, accuracy_5, accuracy_20 (None without labels); positions
     "Nearest training images of the test images in one representation."
-    known, queries = (encode_images(model, part, device=device) for part in (data.train, data.test))
+    known, queries = codes
     found, _ = nearest_neighbours(queries, known)
     labelled = data.train.labels is not None and data.test.labels is not None
     scores = dict(agreement=None, confusion=None, accuracy_5=None, accuracy_20=None)
@@ -332,30 +331,26 @@ def cluster_scores(
 
 # %% ../nbs/13_representation.ipynb #7702a7f0
 def component_record(
-    model: nn.Module,  # a mixture, with `responsibilities`
-    data: ImageData,  # with labels
+    responsibilities: np.ndarray,  # of the components for each test image, (M, K)
+    labels: np.ndarray,  # of the test images, (M,)
     name: str = 'model',  # what to call it in the record
-    device: str = 'auto',  # where to compute
-) -> dict:  # representation, method, clusters, used, accuracy, nmi, ari; empty for models with one component
+) -> dict:  # representation, method, clusters, and the scores; empty for models with one component
     "Clusters of the test images by the most probable component of a mixture."
-    shares = encode_images(model, data.test, device=device, method='responsibilities')
-    if shares.shape[1] == 1: return {}
-    return dict(representation=name, method='components',
-                clusters=shares.shape[1]) | cluster_scores(data.test.labels.numpy(), shares.argmax(1))
+    clusters = responsibilities.shape[1]
+    if clusters == 1: return {}
+    return dict(representation=name, method='components', clusters=clusters) | cluster_scores(labels,
+        responsibilities.argmax(1))
 
 def kmeans_record(
-    model: nn.Module,  # with `encode`
-    data: ImageData,  # with labels
+    codes: tuple,  # representations of training and test images, (N, D) and (M, D)
+    labels: np.ndarray,  # of the test images, (M,)
     clusters: int,  # how many
     name: str = 'model',  # what to call it in the record
     seed: int = 0,  # of k-means
-    device: str = 'auto',  # where to compute
-) -> dict:  # representation, method, clusters, used, accuracy, nmi, ari
+) -> dict:  # representation, method, clusters, and the scores
     "Clusters of the test images by k-means on their representations, fitted to the training images."
-    fitted = KMeans(clusters, n_init=4, random_state=seed).fit(encode_images(model, data.train, device=device))
-    found = fitted.predict(encode_images(model, data.test, device=device))
-    return dict(representation=name, method='k-means', clusters=clusters) | cluster_scores(data.test.labels.numpy(),
-        found)
+    found = KMeans(clusters, n_init=4, random_state=seed).fit(codes[0]).predict(codes[1])
+    return dict(representation=name, method='k-means', clusters=clusters) | cluster_scores(labels, found)
 
 # %% ../nbs/13_representation.ipynb #831bbccc
 @torch.no_grad()

@@ -10,6 +10,7 @@ __all__ = ['start_of_chains', 'generated_images', 'training_kernel', 'ready_to_s
 
 # %% ../nbs/15_samples.ipynb #215c9987
 import os
+import re
 import tempfile
 import warnings
 from dataclasses import dataclass, replace
@@ -331,24 +332,19 @@ def distance_records(
     noise = ReplayBuffer(n, data.in_shape, generator=torch.Generator().manual_seed(0)).chains
     rows = [('real', 'other half of the test images', real[:n]), ('noise', 'uniform noise', noise),
             *((name, what, images[:n]) for what, images in sets.items())]
-    extractors = {ending: (e, features_of(e, real)) for ending, e in {'': net, '_inception': inception}.items() if e}
-    records = []
+    known, records = {e: features_of(e, real) for e in (net, inception) if e}, []
+    half = known[net][len(real) // 2:][:2000]
     for who, what, images in rows:
         record = dict(representation=who, images=what, number=len(images), feature_accuracy=net.accuracy, frechet=None,
                       kernel=None)
         if images.isfinite().all():
-            for ending, (extractor, known) in extractors.items():
-                features = features_of(extractor, images)
-                found = half_distances(features, known, floor=who == 'real')
-                record |= {key.replace('frechet', f'frechet{ending}').replace('kernel', f'kernel{ending}'): value
-                           for key, value in found.items()}
-            seen = features_of(net, images)
-            half = extractors[''][1][len(known) // 2:][:2000]
-            record |= manifold_figures(half, seen) | dict(classes=_classes_of(net, images))
+            seen = {e: features_of(e, images) for e in known}
+            record |= half_distances(seen[net], known[net], floor=who == 'real') | manifold_figures(half, seen[net])
+            with torch.no_grad():
+                scores = net.head(torch.from_numpy(seen[net]).to(net.head.weight.device))
+            record['classes'] = len(scores.argmax(1).unique())
+            if inception:
+                found = half_distances(seen[inception], known[inception], floor=who == 'real')
+                record |= {re.sub('frechet|kernel', r'\g<0>_inception', key): value for key, value in found.items()}
         records.append(record)
     return records
-
-@torch.no_grad()
-def _classes_of(net, images):  # how many classes the classifier sees
-    device = next(net.parameters()).device
-    return len(torch.cat([net(part.to(device)).argmax(1).cpu() for part in images.split(500)]).unique())
