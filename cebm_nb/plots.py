@@ -73,7 +73,7 @@ def plot_rows(
         raise UserError(f'rows must hold images of one shape, got {[tuple(images.shape) for images in rows.values()]}')
     grid, n = image_grid(torch.cat(list(rows.values())), len(next(iter(rows.values())))), len(rows)
     names = [as_label(name) for name in rows]
-    margin, top = 20 + 7 * max(map(len, names)), 22 * bool(columns)
+    margin, top = 24 + 8 * max(map(len, names)), 22 * bool(columns)
     width, height = grid.shape[1] + margin, grid.shape[0] + top
     fig = Figure(figsize=(width / 100, height / 100), dpi=100)
     ax = fig.add_axes((margin / width, 0, grid.shape[1] / width, grid.shape[0] / height))
@@ -214,6 +214,8 @@ def plot_scores(
             told = f', {100 * roc_auc_score(truth, np.concatenate([inner, values])):.0f} %' if i else ''
             ax.ecdf(values, label=as_label(name) + told, color=f'C{i}' if i else '0.2', lw=1 if i else 2)
         ax.set_xlim(low - (high - low) - 1e-9, high + (high - low) + 1e-9)
+        ax.set_ylim(0, 1.03)
+        ax.locator_params(axis='x', nbins=5)
         ax.set_title(as_label(title), fontsize=10)
         ax.set_xlabel('score, higher: more like training images', fontsize=8)
         ax.legend(frameon=False, fontsize=7)
