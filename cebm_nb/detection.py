@@ -86,14 +86,19 @@ class FeatureDensity:
         dims: int = 64,  # principal components, at most
         seed: int = 0,
     ):
-        most = min(dims, *features.shape)
-        self.pca = PCA(most, whiten=True, random_state=seed).fit(features)
-        x = self.pca.transform(features)
-        self.mixture = GaussianMixture(components, reg_covar=1e-3, max_iter=50, random_state=seed).fit(x)
+        self.pca = PCA(min(dims, *features.shape), whiten=True, random_state=seed).fit(features)
+        spread = self.pca.explained_variance_
+        self.alive = spread > 1e-6 * spread[0]  # whitening would blow up what never varies
+        mixture = GaussianMixture(components, reg_covar=1e-3, max_iter=50, random_state=seed)
+        self.mixture = mixture.fit(self.whiten(features))
+
+    def whiten(self, features: np.ndarray) -> np.ndarray:
+        "Principal components of unit variance, those that vary."
+        return self.pca.transform(features)[:, self.alive]
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
         "Log-densities, (N, D) -> (N,)."
-        return self.mixture.score_samples(self.pca.transform(features))
+        return self.mixture.score_samples(self.whiten(features))
 
 def complexity(images: ImageSet) -> np.ndarray:
     "Bytes of each image after compression, (N,)."

@@ -133,3 +133,13 @@ def test_information_lies_between_nothing_and_everything():
     data = cn.load_data('mnist-5k')
     record = information_record(cn.load_model('cebm-mnist-5k'), data.test.serve(slice(200)))
     assert 0 < record['mutual_information'] < record['kl'] < record['at_most'] == math.log(200)
+
+
+@pytest.mark.parametrize('dim', [1, 2])
+def test_the_integral_settles_at_the_walls_and_not_without_them(dim):
+    model = cn.create_model('cebm', (dim,), latent_dim=4, seed=3)
+    inside = [cn.log_partition(model, 1200, reach=r) for r in (0.75, 1.5, 3., 6.)]     # half the box, the box, and beyond it
+    assert inside[0] < inside[1] and all(math.isclose(z, inside[1], abs_tol=0.02) for z in inside[2:])
+    model.reach.fill_(1e3)
+    without = [cn.log_partition(model, reach=r) for r in (10., 100., 1000.)]
+    assert without[0] < without[1] < without[2]                                         # each range has more of it

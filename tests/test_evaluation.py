@@ -97,6 +97,13 @@ def test_a_mixture_says_more_than_one_gaussian_where_there_are_two_clouds():
     assert (one(between) > one(clouds).mean()) and (two(between) < np.quantile(two(clouds), 0.01))
 
 
+def test_features_that_never_vary_say_nothing():
+    x, new = rng.normal(size=(400, 3)), rng.normal(size=(50, 3))
+    def wide(x): return np.hstack([x, np.ones((len(x), 5)), x[:, :1]]).astype(np.float32)     # constants, and one twice
+    plain, more = FeatureDensity(x @ np.diag([2**0.5, 1, 1]), 2)(new @ np.diag([2**0.5, 1, 1])), FeatureDensity(wide(x), 2)(wide(new))
+    assert np.allclose(plain, more, atol=0.01)
+
+
 def test_spreading_is_the_iteration_of_its_paper():
     x = np.concatenate([rng.normal(size=(60, 2)) - 3, rng.normal(size=(60, 2)) + 3])
     y = np.repeat([0, 1], 60)
