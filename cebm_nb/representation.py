@@ -196,7 +196,7 @@ def few_label(
     fit, records = read_outs[check_name('read-out', read_out, read_outs)], []
     if rescale: train_features, test_features = rescaled(train_features, test_features)
     for n, seeds, picks in _counts(train_labels, labels_per_class, draws):
-        small = train_features[picks[0]].size < 1_000_000  # small fits lose more to threads than they gain
+        small = train_features[picks[0]].size < 20_000_000  # small fits lose more to threads than they gain
         with threadpool_limits(1 if small else None):
             fits = [fit(train_features[pick], train_labels[pick]) for pick in picks]
         chances = np.stack([classifier.predict_proba(test_features) for classifier, _ in fits])
