@@ -230,7 +230,7 @@ def conditional_records(
     run,  # a trained run of an energy-based model
     data: ImageData,  # of the shape that the model is for
     name: str = 'model',  # what to call it in the records
-    n: int = 100,  # test images, the first ones
+    n: int = 100,  # test images
     candidates: tuple = (5, 10, 20, 50, 100, 200, 400),  # numbers of SGLD steps; the best on training images is taken
     noise_std: float = 0.3,  # of the noise to be removed, in units of [-1, 1]
     guesses: int = 4,  # chains for each image
@@ -240,10 +240,13 @@ def conditional_records(
     """Errors of completed and cleaned test images, with what needs no model beside them; and pictures of all uses of
     the joint density."""
     chains = _Conditioner(run, seed, device)
-    training, n = data.train.serve(), min(n, len(data.train) // 2)
-    test, train = data.test.serve(slice(n)), training[:n]
+    def shuffled(part): return torch.randperm(len(part), generator=torch.Generator().manual_seed(seed))
+    training, n = data.train.serve(shuffled(data.train)), min(n, len(data.train) // 2)
+    test, train = data.test.serve(shuffled(data.test)[:n]), training[:n]
     filled, rows = _filling(chains, test, train, training[n:], name, candidates, guesses)
     cleaned, noise_rows = _cleaning(chains, test, train, name, candidates, noise_std, seed)
     pictures = {'filled': {k: v[:12] for k, v in rows.items()}, 'cleaned': {k: v[:12] for k, v in noise_rows.items()}}
-    if hasattr(run.model, 'log_factor'): pictures |= _latent_pictures(chains, test, training, 12)
+    prior = getattr(run.model, 'prior', None)  # latents that are no real numbers cannot be moved along
+    real = prior and prior.family.support.check(torch.full((prior.family.dim,), -0.5)).all()
+    if hasattr(run.model, 'log_factor') and real: pictures |= _latent_pictures(chains, test, training, 12)
     return filled + cleaned, pictures

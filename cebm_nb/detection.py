@@ -165,7 +165,12 @@ def detection_figures(
     inside: np.ndarray,  # scores of in-distribution images, (N,)
     outside: np.ndarray,  # scores of OOD images, (M,)
 ) -> tuple:  # AUROC, AUPR, FPR at 95 %, as fractions
-    "How well a score separates in-distribution from OOD images; higher scores mean in-distribution."
+    """How well a score separates in-distribution from OOD images; higher scores mean in-distribution.
+
+    Raises ValueError on scores that are not finite."""
+    for where, scores in (('inside', inside), ('outside', outside)):
+        if bad := int((~np.isfinite(scores)).sum()):
+            raise UserError(f'{bad} of {len(scores):,} scores {where} are not finite')
     scores, which = np.concatenate([inside, outside]), np.repeat([True, False], [len(inside), len(outside)])
     return tuple(_weighted_figures(scores, which, np.ones((1, len(scores))))[0].tolist())
 
@@ -180,16 +185,14 @@ def detection_record(
     seed: int = 0,  # of the bootstrap
 ) -> dict:  # auroc, aupr, fpr95, each also with _low and _high; chance, the AUPR of no knowledge; numbers of images
     "Detection figures with 95 % bootstrap intervals; raises ValueError on scores that are not finite."
-    for where, scores in (('inside', inside), ('outside', outside)):
-        if bad := int((~np.isfinite(scores)).sum()):
-            raise UserError(f'{bad} of {len(scores):,} scores {where} are not finite')
+    figures = detection_figures(inside, outside)
     rng, n, m = np.random.default_rng(seed), len(inside), len(outside)
     scores, which = np.concatenate([inside, outside]), np.repeat([True, False], [n, m])
     drawn = np.concatenate([_weighted_figures(scores, which, np.hstack([_resamples(k, part, rng) for k in (n, m)]))
                             for part in [100] * (resamples // 100) + [resamples % 100] * bool(resamples % 100)])
     low, high = np.quantile(drawn, (0.025, 0.975), axis=0).tolist()
     record = dict(inside_images=n, outside_images=m, chance=n / (n + m))
-    for name, value, a, b in zip(('auroc', 'aupr', 'fpr95'), detection_figures(inside, outside), low, high):
+    for name, value, a, b in zip(('auroc', 'aupr', 'fpr95'), figures, low, high):
         record |= {name: value, f'{name}_low': a, f'{name}_high': b}
     return record
 
@@ -197,6 +200,11 @@ def detection_record(
 def _with_noise(function, std, generator):  # of images, with noise added
     def noisy(x): return function(x + std * torch.empty_like(x).normal_(generator=generator))
     return noisy if std else function
+
+def _scored(way, features):  # not a number where a feature is none
+    fine, scores = np.isfinite(features).all(1), np.full(len(features), np.nan)
+    if fine.any(): scores[fine] = way(features[fine])
+    return scores
 
 def _feature_scores(model, train, sets, device, noise, generator):  # of the representation, and of all layers
     def encoded(model, images):
@@ -206,11 +214,11 @@ def _feature_scores(model, train, sets, device, noise, generator):  # of the rep
     ways = {'distance': lambda f: -nearest_neighbours(f, known)[1],
             'Mahalanobis': FeatureDensity(latent, components=1), 'latent mixture': FeatureDensity(latent)}
     codes = {s: encoded(model, images) for s, images in sets.items()}
-    scores = {name: {s: way(f) for s, f in codes.items()} for name, way in ways.items()}
+    scores = {name: {s: _scored(way, f) for s, f in codes.items()} for name, way in ways.items()}
     layers = LayerStatistics(model)
     if not layers.layers: return scores
     density = FeatureDensity(encode_images(layers, some, device=str(device)))
-    return scores | {'layer mixture': {s: density(encoded(layers, images)) for s, images in sets.items()}}
+    return scores | {'layer mixture': {s: _scored(density, encoded(layers, images)) for s, images in sets.items()}}
 
 # %% ../nbs/14_detection.ipynb #3a28a3b8
 def detection_scores(
@@ -220,7 +228,7 @@ def detection_scores(
     samples: int = 50,  # draws of z for each image, for VAEs
     device: str = 'auto',  # where to compute
     seed: int = 0,  # of those draws, of the noise, and of the training images that say what is typical
-    noise: float = 0.,  # standard deviation of noise added to all images first, as Wu et al. do with 0.03
+    noise: float = 0.,  # sd of noise on the images that are scored (not on their size), as Wu et al. do with 0.03
 ) -> dict:  # names of scores to dicts of names of sets to scores (N,)
     "All scores that a model can give, on all sets."
     device, scores = pick_device(device), {}
@@ -281,12 +289,15 @@ def choose_score(
     device: str = 'auto',  # where to compute
     seed: int = 0,  # of the choice of images
 ) -> tuple:  # the name of a score, or None; names of all scores to dicts of the perturbations and AUROCs
-    "The score of one forward pass with the best worst case on perturbed training images, unseen by the densities."
+    "The score of one forward pass with the best worst case on perturbed training images, which no density has seen."
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))
     n = min(held_out, len(order) // 2)
     rest = replace(data, train=data.train.subset(order[n:]), valid=None)
     sets = perturbed_sets(data.train.subset(order[:n]), seed)
-    found = {name: {s: detection_figures(of['test'], values)[0] for s, values in of.items() if s != 'test'}
+    def auroc(inside, outside):
+        try: return detection_figures(inside, outside)[0]
+        except UserError: return math.nan
+    found = {name: {s: auroc(of['test'], values) for s, values in of.items() if s != 'test'}
              for name, of in detection_scores(model, rest, sets, device=device, seed=seed).items()}
     able = [name for name in found if name not in several_passes and all(map(math.isfinite, found[name].values()))]
     return max(able, key=lambda name: min(found[name].values()), default=None), found

@@ -79,6 +79,12 @@ class Subject:
         if images and len(self.data.in_shape) != 3:
             raise Skipped(f'{self.data.name} has vectors, this part is for images')
 
+    def needs_chains(self):
+        "Raises Skipped where there is no run, or where its sampler was one of somebody's own."
+        if self.run is None: raise Skipped('a model without its run has no sampler')
+        own = self.run.config['run'].get('own', {}).get('sampler')
+        if own: raise Skipped(f'it was trained with a sampler of your own, {own}')
+
 # %% ../nbs/17_evaluation.ipynb #b6601899
 @patch(as_prop=True)
 def floors(self: Subject) -> dict:
@@ -210,7 +216,8 @@ class FewLabel(Part):
         for r in records:
             row = rows.setdefault(f"{r['representation']}, {r['read_out']}", {})
             row[str(r['labels_per_class'])] = cell(r)
-            if r['nll'] is not None: row['NLL / ECE, last'] = f"{r['nll']:.2f} / {_percent(r['ece'])}"
+            if r['nll'] is not None:
+                row['NLL / ECE'] = f"{r['nll']:.2f} / {_percent(r['ece'])} at {r['labels_per_class']}"
         table = pd.DataFrame.from_dict(rows, orient='index').rename_axis('labels per class', axis=1).fillna('')
         return table[sorted(table, key=lambda name: 'NLL' in name)]  # the counts first
 
@@ -305,8 +312,9 @@ class Detection(Part):
         scores = detection_scores(s.model, s.data, sets, device=s.device, noise=s.ood_noise)
         records, problems = detection_records(scores, s.name)
         chosen = choose_score(s.model, s.data, device=s.device)[0] if len(s.data.train) > 1 else None
-        records = [r | dict(chosen=r['score'] == chosen and r['representation'] == s.name, noise=s.ood_noise)
-                   for r in floor + records]
+        def about(r): return dict(chosen=r['score'] == chosen and r['representation'] == s.name,
+                                  noise=0. if r['score'] == 'complexity' else s.ood_noise)
+        records = [r | about(r) for r in floor + records]
         bad = {name for name in scores if any(problem.startswith(f'{name} of') for problem in problems)}
         finite = {name: of for name, of in scores.items() if name not in bad}
         absent = [name for name in ood_names(s.data) if name not in sets]
@@ -339,7 +347,7 @@ class Information(Part):
 
     def run(self, s: Subject) -> PartResult:
         for method in ('posterior', 'prior'): s.needs(method)
-        x = s.data.test.serve(slice(500))
+        x = s.data.test.serve(torch.randperm(len(s.data.test), generator=torch.Generator().manual_seed(0))[:500])
         return PartResult([information_record(s.model, x, s.name, device=pick_device(s.device))])
 
     def table(self, records: list) -> pd.DataFrame:
@@ -448,7 +456,7 @@ class Samples(Part):
 
     def run(self, s: Subject) -> PartResult:
         s.needs('sample', 'energy', images=True)
-        if s.run is None: raise Skipped('a model without its run has no sampler')
+        s.needs_chains()
         if len(s.data.test) < 8: raise Skipped(f'{s.data.name} has {len(s.data.test)} test images, fewer than 8')
         if hasattr(s.model, 'sample'):
             sets, diagnosed, figures = {'from prior': sample_images(s.run, 250, device=s.device)}, {}, {}
@@ -505,7 +513,7 @@ class Conditional(Part):
 
     def run(self, s: Subject) -> PartResult:
         s.needs('energy', images=True)
-        if s.run is None: raise Skipped('a model without its run has no sampler')
+        s.needs_chains()
         records, pictures = conditional_records(s.run, s.data, s.name, device=s.device)
         notes = [f'{r["method"]}, {r["task"]}: chains are not finite; no error' for r in records if r['rmse'] is None]
         return PartResult(records, {name: plot_rows({row: x.nan_to_num() for row, x in rows.items()})

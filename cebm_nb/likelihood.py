@@ -92,7 +92,12 @@ def bracket(
     steps: int = 1000,  # temperatures, with a move at each
     generator: torch.Generator | None = None,  # on the device of the samples
 ) -> Bracket:
-    "log Z from below and from above, B particles each; the upper bound holds as far as the samples are the model's."
+    """log Z from below and from above, B particles each; the upper bound holds as far as the samples are the model's.
+
+    Raises ValueError on samples outside the box."""
+    if (far := float(samples.abs().max())) > float(model.reach):
+        raise UserError(f'samples must lie in the box [-{float(model.reach):g}, {float(model.reach):g}], got {far:g}; '
+                        f'see reflect')
     reach, betas = float(model.reach), torch.linspace(0, 1, steps + 1, dtype=torch.float64)**4  # dense at 0
     volume = samples[0].numel() * math.log(2 * reach)
     start = torch.empty_like(samples).uniform_(-reach, reach, generator=generator)

@@ -154,8 +154,11 @@ def _logistic(features, labels):
     return classifier, dict(inverse_penalty=penalty, converged=converged)
 
 def _paper(features, labels):
-    classifier = OneVsRestClassifier(LogisticRegression(solver='liblinear')).fit(features, labels)
-    return classifier, dict(inverse_penalty=1., converged=True)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter('always', ConvergenceWarning)
+        classifier = OneVsRestClassifier(LogisticRegression(solver='liblinear')).fit(features, labels)
+    converged = not any(issubclass(warning.category, ConvergenceWarning) for warning in told)
+    return classifier, dict(inverse_penalty=1., converged=converged)
 
 read_outs = dict(logistic=_logistic, paper=_paper)
 
@@ -202,9 +205,10 @@ def few_label(
         chances = np.stack([classifier.predict_proba(test_features) for classifier, _ in fits])
         predicted = fits[0][0].classes_[chances.argmax(2)]
         hits = predicted == test_labels
-        known = np.isin(test_labels, fits[0][0].classes_)
+        classes = fits[0][0].classes_
+        losses = [log_loss(test_labels, p, labels=classes) for p in chances if np.isin(test_labels, classes).all()]
         records.append(_record(n, seeds, predicted, test_labels, read_out=read_out,
-            nll=float(np.mean([log_loss(test_labels[known], p[known], labels=fits[0][0].classes_) for p in chances])),
+            nll=float(np.mean(losses)) if losses else None,
             ece=float(np.mean([calibration_error(p, h) for p, h in zip(chances, hits)])),
             inverse_penalties=[about['inverse_penalty'] for _, about in fits],
             converged=all(about['converged'] for _, about in fits)))
@@ -221,7 +225,7 @@ def spread_labels(
     most: int = 10_000,  # training images in the graph
 ) -> list:  # records as those of `few_label`, without nll and ece
     "Test accuracy of label spreading over 15 neighbours in 64 principal components, class masses normalised."
-    keep = np.random.default_rng(0).permutation(len(train_labels))[:most]
+    keep = np.sort(np.random.default_rng(0).permutation(len(train_labels))[:most])  # all: the draws of few_label
     features, train_labels = np.concatenate([train_features[keep], test_features]), train_labels[keep]
     if features.shape[1] > 64: features = PCA(64, random_state=0).fit_transform(features)
     graph, records = kneighbors_graph(features, 15), []
@@ -233,10 +237,10 @@ def spread_labels(
             told[pick] = train_labels[pick]
             spread = LabelSpreading(kernel=lambda a, b: graph, alpha=0.99, max_iter=50)
             with warnings.catch_warnings():
-                warnings.simplefilter('ignore', ConvergenceWarning)  # fifty steps are as good as five hundred
+                warnings.simplefilter('ignore', ConvergenceWarning)  # fifty steps are the method
                 mass = spread.fit(features, told).label_distributions_
-            best = (mass / mass.sum(0).clip(1e-300)).argmax(1)[len(keep):]
-            predicted.append(spread.classes_[best])
+            best = spread.classes_[(mass / mass.sum(0).clip(1e-300)).argmax(1)]
+            predicted.append(np.where(mass.any(1), best, -1)[len(keep):])  # -1: no label has come there
         records.append(_record(n, seeds, np.stack(predicted), test_labels, read_out='spreading', nll=None, ece=None,
                                inverse_penalties=None, converged=True))
     return records

@@ -328,18 +328,20 @@ def distance_records(
     inception: nn.Module | None = None,  # a second extractor, for frechet_inception and kernel_inception: FID and KID
 ) -> list:  # records with representation, images, number, distances and shares; the floor and the ceiling first
     "How far samples are from held-out images, with as many real images as the floor; None where they are not finite."
-    real, n = data.test.serve(), min(most, len(data.test) // 2)
+    order = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(0))
+    real, n = data.test.serve(order), min(most, len(data.test) // 2)
     noise = ReplayBuffer(n, data.in_shape, generator=torch.Generator().manual_seed(0)).chains
     rows = [('real', 'other half of the test images', real[:n]), ('noise', 'uniform noise', noise),
             *((name, what, images[:n]) for what, images in sets.items())]
     known, records = {e: features_of(e, real) for e in (net, inception) if e}, []
-    half = known[net][len(real) // 2:][:2000]
+    half = known[net][len(real) // 2:]
     for who, what, images in rows:
         record = dict(representation=who, images=what, number=len(images), feature_accuracy=net.accuracy, frechet=None,
                       kernel=None)
         if images.isfinite().all():
             seen = {e: features_of(e, images) for e in known}
-            record |= half_distances(seen[net], known[net], floor=who == 'real') | manifold_figures(half, seen[net])
+            record |= half_distances(seen[net], known[net], floor=who == 'real')
+            record |= manifold_figures(half[:len(images)], seen[net])
             with torch.no_grad():
                 scores = net.head(torch.from_numpy(seen[net]).to(net.head.weight.device))
             record['classes'] = len(scores.argmax(1).unique())
