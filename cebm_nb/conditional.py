@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['fill_in', 'denoise', 'sample_given_latents', 'traverse', 'rmse', 'image_quality', 'best_of', 'total_variation',
-           'non_local_means', 'masks', 'nearest_by_known', 'conditional_records']
+           'non_local_means', 'masks', 'nearest_by_known', 'traversal_values', 'conditional_records']
 
 # %% ../nbs/16_conditional.ipynb #486cff52
 import math
@@ -210,6 +210,12 @@ def _cleaning(chains, test, train, name, candidates, noise_std, seed):
     return records, {'image': test, 'noisy': noisy} | smooth | {name: cleaned}
 
 # %% ../nbs/16_conditional.ipynb #047c1963
+def traversal_values(
+    n: int,
+) -> Tensor:  # (n,)
+    "Values that a latent dimension is moved to, in units of its prior's standard deviation."
+    return torch.linspace(-8, 8, n)
+
 def _latent_pictures(chains, test, training, columns):
     model, several = chains.model, test[:columns]
     given = lambda energy, kernel, z, start, generator: sample_given_latents(model, kernel, z, start, generator)
@@ -223,7 +229,7 @@ def _latent_pictures(chains, test, training, columns):
     for dimension in codes.std(0).argsort(descending=True)[:5].tolist():
         def along(energy, kernel, image, to, generator):
             return traverse(model, kernel, image, dimension, to, generator)
-        rows[f'dimension {dimension}'] = chains(along, 100, test[:1], torch.linspace(-8, 8, columns))
+        rows[f'dimension {dimension}'] = chains(along, 100, test[:1], traversal_values(columns))
     return pictures | {'traversals': rows}
 
 def conditional_records(

@@ -211,7 +211,7 @@ def _feature_scores(model, train, sets, device, noise, generator):  # of the rep
         return images.map(_with_noise(model.encode, noise, generator), device).float().numpy()
     some = train.subset(torch.from_numpy(np.random.default_rng(0).permutation(len(train))[:10_000]))
     known, latent = (encode_images(model, part, device=str(device)) for part in (train, some))
-    ways = {'distance': lambda f: -nearest_neighbours(f, known)[1],
+    ways = {'1-NN distance': lambda f: -nearest_neighbours(f, known)[1],
             'Mahalanobis': FeatureDensity(latent, components=1), 'latent mixture': FeatureDensity(latent)}
     codes = {s: encoded(model, images) for s, images in sets.items()}
     scores = {name: {s: _scored(way, f) for s, f in codes.items()} for name, way in ways.items()}

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'Number', 'Fraction', 'Evaluation', 'evaluation_parts', 'Subject', 'Skipped', 'PartResult', 'Part', 'part',
-           'part_key', 'FewLabelRecord', 'FewLabel', 'neighbour_figures', 'NeighbourRecord', 'Neighbours',
-           'DetectionRecord', 'Detection', 'InformationRecord', 'Information', 'ClusterRecord', 'Clusters',
-           'SampleRecord', 'Samples', 'ConditionalRecord', 'Conditional', 'Made', 'part_settings', 'evaluate',
-           'compare_with_floors', 'evaluation_tables', 'Validation']
+           'part_key', 'FewLabelRecord', 'few_label_figures', 'FewLabel', 'neighbour_figures', 'NeighbourRecord',
+           'Neighbours', 'DetectionRecord', 'Detection', 'InformationRecord', 'Information', 'ClusterRecord',
+           'Clusters', 'MapRecord', 'Map', 'SampleRecord', 'Samples', 'ConditionalRecord', 'Conditional', 'Made',
+           'part_settings', 'measured', 'EvaluationFolder', 'evaluate', 'compare_with_floors', 'evaluation_tables',
+           'Validation']
 
 # %% ../nbs/17_evaluation.ipynb #fe1c5b20
 import math
@@ -21,29 +22,30 @@ from typing import Annotated, Callable, Literal
 import numpy as np
 import pandas as pd
 import torch
+from annotated_types import Len
 from fastcore.basics import patch
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
 from torch import nn
 from typing_extensions import NotRequired, TypedDict
 
-from .conditional import conditional_records
+from .conditional import conditional_records, traversal_values
 from .data import ImageData
 from .detection import (choose_score, complexity, detection_records, detection_scores, ood_names,
                                outlier_sets)
 from .fast import exact_convolutions, pick_device
 from .models import Pixel
-from .plots import (plot_chain_energies, plot_confusion, plot_few_label, plot_images, plot_rows, plot_scores,
-                           save_figure)
-from .representation import (HOG, balanced_draw, component_record, encode_images, few_label, fit_classifier,
-                                    information_record, kmeans_record, nearest_neighbours, neighbour_record,
-                                    paired_difference, rescaled, spread_labels)
+from .plots import (is_floor, plot_chain_energies, plot_confusion, plot_differences, plot_few_label, plot_images,
+                           plot_map, plot_rows, plot_scores, save_figure)
+from .representation import (HOG, PrincipalComponents, balanced_draw, component_record, encode_images, few_label,
+                                    fit_classifier, information_record, kmeans_record, map_record, nearest_neighbours,
+                                    neighbour_record, paired_difference, rescaled, spread_labels)
 from .samples import (chain_diagnostics, chain_paths, distance_records, frechet_distance, inception_features,
-                             sample_images, train_features)
+                             sample_images, start_of_chains, train_features)
 from .settings import UserError, check_name
 from .storage import (OlderState, checksum, read_json, save_weights, source_commit, write_atomically,
                              write_json, write_lock)
 from .trainer import Trainer
-from .zoo import model_config
+from .zoo import create_model, model_config
 
 # %% ../nbs/17_evaluation.ipynb #307292fe
 @dataclass
@@ -88,9 +90,13 @@ class Subject:
 # %% ../nbs/17_evaluation.ipynb #b6601899
 @patch(as_prop=True)
 def floors(self: Subject) -> dict:
-    "Representations that have learned nothing, names to modules."
-    shape = self.data.in_shape
-    return dict(pixel=Pixel(shape)) | (dict(HOG=HOG(shape)) if HOG.reads(shape) else {})
+    "What a representation has to stand above, names to functions that make the modules."
+    shape, config = self.data.in_shape, model_config(self.model)
+    found = dict(pixel=lambda: Pixel(shape), PCA=lambda: PrincipalComponents(self.data.train))
+    if HOG.reads(shape): found['HOG'] = lambda: HOG(shape)
+    if config and hasattr(self.model, 'encode'):
+        found[f'untrained {config["name"]}'] = lambda: create_model(**config | dict(seed=0))
+    return found
 
 @patch
 def codes(self: Subject,
@@ -98,9 +104,10 @@ def codes(self: Subject,
     method: str = 'encode',  # of the model
 ) -> tuple:  # of training images (N, D), and of test images (M, D)
     "Representations by a floor or by the model, computed once."
-    model = self.floors[floor] if floor else self.model
-    def make(): return tuple(encode_images(model, part, device=self.device, method=method)
-                             for part in (self.data.train, self.data.test))
+    def make():
+        model = self.floors[floor]() if floor else self.model
+        return tuple(encode_images(model, part, device=self.device, method=method)
+                     for part in (self.data.train, self.data.test))
     if floor: return self.once(('codes', floor), make)
     if method not in self.own: self.own[method] = make()
     return self.own[method]
@@ -178,6 +185,17 @@ def _compare(rows, floors, labels):  # the paired difference of each row from th
         if same: r['against'] = {f['representation']: difference(f) for f in same}
     return rows
 
+# %% ../nbs/17_evaluation.ipynb #c98be0ff
+def few_label_figures(
+    records: list,  # of FewLabel
+    groups: dict | None = None,  # names that share a colour, to the name of their group
+) -> dict:  # file stems to figures
+    "Accuracy over labels by logistic regression, and the differences to the floors."
+    rows = [r for r in records if r['read_out'] == 'logistic']
+    figures = {'few_label': plot_few_label(rows, groups)} if rows else {}
+    above = [r for r in rows if r.get('against')]
+    return figures | ({'few_label_difference': plot_differences(above)} if above else {})
+
 # %% ../nbs/17_evaluation.ipynb #ff92588e
 @part
 class FewLabel(Part):
@@ -204,8 +222,8 @@ class FewLabel(Part):
         arrays = {f"{r['representation']}, {r['read_out']}, {r['labels_per_class']}": r['predictions'] for r in records}
         records = [{k: v for k, v in r.items() if k != 'predictions'} for r in records]
         missing = [str(n) for n in s.labels if n not in {r['labels_per_class'] for r in records}]
-        return PartResult(records, {'few_label': plot_few_label([r for r in records if r['read_out'] == 'logistic'])},
-                          [f'{", ".join(missing)} labels per class: a class has fewer'] if missing else [], arrays)
+        notes = [f'{", ".join(missing)} labels per class: a class has fewer'] if missing else []
+        return PartResult(records, few_label_figures(records), notes, arrays)
 
     def table(self, records: list) -> pd.DataFrame:
         "A row for each representation and read-out, a column for each number of labels; then how sure the probes are."
@@ -226,13 +244,17 @@ def neighbour_figures(
     records: list,  # neighbour records with the same queries
     data: ImageData,
 ) -> dict:  # file stems to figures
-    "Queries above what each representation found, and confusion matrices where there are labels."
+    "Queries above what each representation found; the confusion matrix of the best model beside that of the pixels."
     rows = {'query': data.test.serve(records[0]['queries'])}
     rows |= {r['representation']: data.train.serve(r['neighbours']) for r in records}
     labelled = {r['representation']: r['confusion'] for r in records if r['confusion']}
     names = data.class_names or [str(i) for i in range(max(map(len, labelled.values()), default=0))]
     pictures = {'neighbours': plot_rows(rows)} if len(data.in_shape) == 3 else {}
-    return pictures | ({'confusion': plot_confusion(labelled, names)} if labelled else {})
+    models = [r for r in records if r['confusion'] and not is_floor(r['representation'])]
+    if not models or 'pixel' not in labelled: return pictures
+    best = max(models, key=lambda r: r['agreement'])['representation']
+    shown = {name: labelled[name] for name in ('pixel', best)}
+    return pictures | {'confusion': plot_confusion(shown, names, difference=True)}
 
 # %% ../nbs/17_evaluation.ipynb #91f31d47
 def _square(rows):
@@ -300,7 +322,7 @@ class Detection(Part):
 
     def floor(self, s, sets) -> list:
         "What pixels and their compressed size detect."
-        scores = detection_scores(s.floors['pixel'], s.data, sets, device=s.device, noise=s.ood_noise)
+        scores = detection_scores(s.floors['pixel'](), s.data, sets, device=s.device, noise=s.ood_noise)
         scores['complexity'] = {name: complexity(of) for name, of in sets.items()}
         return detection_records(scores, 'pixel')[0]
 
@@ -394,12 +416,43 @@ class Clusters(Part):
                 | {title: _percent(r[key]) for key, title in names.items()} for r in records}
         return pd.DataFrame.from_dict(rows, orient='index')
 
+# %% ../nbs/17_evaluation.ipynb #2e211256
+class MapRecord(TypedDict):
+    "Images in two dimensions."
+    representation: str
+    images: PositiveInt
+    trustworthiness: Fraction
+    points: list[Annotated[list[Number], Len(2, 2)]]
+    classes: list[NonNegativeInt] | None
+
+@part
+class Map(Part):
+    "Up to 1,000 test images in two dimensions."
+    name, record = 'map', MapRecord
+    title = 'Test images in two dimensions by t-SNE: how far neighbours in the map are neighbours in the representation'
+
+    def run(self, s: Subject) -> PartResult:
+        "By pixels and by the model."
+        s.needs('encode')
+        if len(s.data.test) < 20: raise Skipped(f'{s.data.name} has {len(s.data.test)} test images, fewer than 20')
+        some = torch.randperm(len(s.data.test), generator=torch.Generator().manual_seed(0))[:1000].numpy()
+        classes = s.data.test.labels.numpy()[some] if s.labelled else None
+        records = [s.once('map', lambda: map_record(s.codes('pixel')[1][some], classes, 'pixel')),
+                   map_record(s.codes()[1][some], classes, s.name)]
+        return PartResult(records, {'map': plot_map(records, s.data.class_names)})
+
+    def table(self, records: list) -> pd.DataFrame:
+        return pd.DataFrame.from_dict({r['representation']: dict(images=str(r['images']),
+            trustworthiness=_percent(r['trustworthiness'])) for r in records}, orient='index')
+
 # %% ../nbs/17_evaluation.ipynb #0a10a6d2
 def _chain_samples(s):
     paths = chain_paths(s.run, device=s.device)
     last = paths.marks[-1]
     sets = {f'from {start}, {last} steps': images[-1] for start, images in paths.images.items()}
-    if 'buffer' in paths.images: sets = {'buffer, as training left it': paths.images['buffer'][0]} | sets
+    if 'buffer' in paths.images:
+        left = start_of_chains(s.run, min(1000, len(s.run.chains)), 'buffer', torch.Generator().manual_seed(0))
+        sets = {'buffer, as training left it': left} | sets
     seen = [i for i, mark in enumerate(paths.marks) if mark in (0, 10, 20, 50, 100, 200, last)]
     way = {f'chain {i}': torch.stack([paths.images['noise'][m][i] for m in seen]) for i in range(8)}
     with torch.no_grad(): real = s.data.test.map(s.model.energy, next(s.model.parameters()).device).numpy()
@@ -424,7 +477,8 @@ class SampleRecord(TypedDict):
     kernel: Number | None
     kernel_sd: NotRequired[Number | None]
     feature_accuracy: NotRequired[Number]
-    classes: NotRequired[PositiveInt | None]  # that the classifier sees among them
+    classes: NotRequired[PositiveInt | None]  # that the classifier sees
+    classes_in: NotRequired[PositiveInt]  # among so many
     precision: NotRequired[Fraction | None]
     recall: NotRequired[Fraction | None]
     density: NotRequired[Number | None]
@@ -441,6 +495,7 @@ def _sample_pictures(sets, s):  # grids of samples, and each beside the training
     figures = {'eval_samples_' + what.split(',')[0].replace(' ', '_'): plot_images(images[:100].nan_to_num())
                for what, images in sets.items()}
     what, images = next(iter(sets.items()))
+    figures['sample_strip'] = plot_images(images[:16].nan_to_num(), columns=16)
     if not images.isfinite().all(): return figures
     known = s.data.train.serve().flatten(1).numpy()
     nearest, _ = nearest_neighbours(images[:12].clamp(-1, 1).flatten(1).numpy(), known)
@@ -459,7 +514,7 @@ class Samples(Part):
         s.needs_chains()
         if len(s.data.test) < 8: raise Skipped(f'{s.data.name} has {len(s.data.test)} test images, fewer than 8')
         if hasattr(s.model, 'sample'):
-            sets, diagnosed, figures = {'from prior': sample_images(s.run, 250, device=s.device)}, {}, {}
+            sets, diagnosed, figures = {'from prior': sample_images(s.run, 1000, device=s.device)}, {}, {}
         else: sets, diagnosed, figures = _chain_samples(s)
         notes = [f'{what}: samples are not finite; no distances' for what, images in sets.items()
                  if not images.isfinite().all()]
@@ -488,7 +543,7 @@ def table(self: Samples, records: list) -> pd.DataFrame:
             if key in r and r[key] is not None:
                 cells[title] = f'{r[key]:.2f}' + (f' ± {r[key + "_sd"]:.2f}' if r.get(f'{key}_sd') is not None else '')
         cells |= {key: f'{r[key]:.2f}' for key in shares if r.get(key) is not None}
-        if r.get('classes'): cells['classes'] = str(r['classes'])
+        if r.get('classes'): cells['classes'] = f"{r['classes']} in {r['classes_in']}"
         if r['rhat'] is not None: cells['R-hat'] = f"{r['rhat']:.2f}"
         if r['draws']: cells['ESS'] = 'not converged' if r['ess'] is None else f"{r['ess']:.0f} of {r['draws']}"
         return cells
@@ -516,8 +571,10 @@ class Conditional(Part):
         s.needs_chains()
         records, pictures = conditional_records(s.run, s.data, s.name, device=s.device)
         notes = [f'{r["method"]}, {r["task"]}: chains are not finite; no error' for r in records if r['rmse'] is None]
-        return PartResult(records, {name: plot_rows({row: x.nan_to_num() for row, x in rows.items()})
-                                    for name, rows in pictures.items()}, notes)
+        titles = dict(traversals=[f'{v:+.1f}' for v in traversal_values(12)])
+        figures = {name: plot_rows({row: x.nan_to_num() for row, x in rows.items()}, titles.get(name))
+                   for name, rows in pictures.items()}
+        return PartResult(records, figures, notes)
 
     def table(self, records: list) -> pd.DataFrame:
         "PSNR with its interval, then SSIM."
@@ -563,20 +620,72 @@ def _stamp(s, on, data):  # what all parts of one evaluation share
                 test_images=len(s.data.test),
                 model=s.name, weights=checksum(s.model.state_dict())[:16], updates=finished.get('updates'))
 
-def _earlier(folder, stamp):  # what an eval.json of the same model and data holds; another one is set aside
-    path = Path(folder) / 'eval.json'
-    try: found = read_json(path, Evaluation)
-    except FileNotFoundError: return {}
-    except ValueError: found = {}
-    if found and all(found.get(k) == v for k, v in stamp.items()): return found
-    path.replace(path.with_name('eval-before.json'))
-    return {}
-
 def _state_of(run) -> list:  # a word on a run that was not trained to its end
     ended = run.config['run']['finished'] if run else dict(status='complete')
     if ended and ended['status'] == 'complete': return []
     return [f'training: the model is that of update {ended["updates"]}, the run {ended["status"]}' if ended
             else 'training: it has not ended']
+
+# %% ../nbs/17_evaluation.ipynb #44f0341c
+def _run_part(part, s) -> PartResult:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter('always', OlderState)
+        try: found = PARTS[part].run(s)
+        except Skipped as reason: found = PartResult([], notes=[str(reason)])
+    found.notes += dict.fromkeys(str(w.message) for w in told if w.category is OlderState)
+    return found
+
+def measured(
+    s: Subject,
+    parts: list,  # names
+):  # a generator of (name, PartResult, Made)
+    "Run parts, one after the other; nothing is written."
+    commit = source_commit()
+    for part in parts:
+        started = time.monotonic()
+        found = _run_part(part, s)
+        settings = part_settings(part, s.labels, s.draws, s.ood_images, s.ood_noise)
+        yield part, found, dict(seconds=round(time.monotonic() - started, 1), commit=commit, settings=settings)
+
+def _add(result, run, part, found, made):  # what one part found, in place of what was there of it
+    others = [line for line in result['skipped'] if not line.startswith((f'{part}: ', 'training: '))]
+    result[part_key(part)] = found.records
+    result['skipped'] = _state_of(run) + others + [f'{part}: {note}' for note in found.notes]
+    result['made'][part] = made
+
+# %% ../nbs/17_evaluation.ipynb #8ae08779
+class EvaluationFolder:
+    "Where an evaluation is kept, part by part: `eval.json`, arrays in `PART.npz`, pictures in `figures`."
+
+    def __init__(self,
+        folder: str | Path,  # it is made
+    ):
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def earlier(self,
+        stamp: dict,  # model and data of the evaluation
+    ) -> dict:  # empty where there are none
+        "Earlier results of the same model and data; those of others are set aside as `eval-before.json`."
+        path = self.folder / 'eval.json'
+        try: found = read_json(path, Evaluation)
+        except FileNotFoundError: return {}
+        except ValueError: found = {}
+        if found and all(found.get(k) == v for k, v in stamp.items()): return found
+        path.replace(path.with_name('eval-before.json'))
+        return {}
+
+    def save(self,
+        part: str,  # that has just been run
+        found: PartResult,
+        result: dict,  # everything so far, that part included
+    ):
+        "Write what is new."
+        def write_arrays(p):
+            with open(p, 'wb') as file: np.savez_compressed(file, **found.arrays)
+        if found.arrays: write_atomically(self.folder / f'{part}.npz', write_arrays)
+        for stem, figure in found.figures.items(): save_figure(figure, self.folder / 'figures' / f'{stem}.png')
+        write_json(self.folder / 'eval.json', result)
 
 # %% ../nbs/17_evaluation.ipynb #f5cd87ec
 def evaluate(
@@ -614,42 +723,14 @@ def evaluate(
     subject = Subject(model, replace(data, test=data.parts[on], valid=None), name, run,
                       labels, draws, ood_images, ood_noise, root, device, {} if shared is None else shared,
                       (data.fingerprint, on))
-    if folder: Path(folder).mkdir(parents=True, exist_ok=True)
-    with write_lock(folder, 'eval') if folder else nullcontext(), exact_convolutions(pick_device(device)):
-        return _evaluate(subject, parts, _stamp(subject, on, data), folder, tell)
-
-# %% ../nbs/17_evaluation.ipynb #44f0341c
-def _save_arrays(path, arrays):
-    def write(p):
-        with open(p, 'wb') as file: np.savez_compressed(file, **arrays)
-    write_atomically(path, write)
-
-def _run_part(part, s) -> PartResult:
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter('always', OlderState)
-        try: found = PARTS[part].run(s)
-        except Skipped as reason: found = PartResult([], notes=[str(reason)])
-    found.notes += dict.fromkeys(str(w.message) for w in told if w.category is OlderState)
-    return found
-
-def _evaluate(s, parts, stamp, folder, tell) -> dict:
+    kept, stamp = EvaluationFolder(folder) if folder else None, _stamp(subject, on, data)
     result = stamp | {part_key(part): [] for part in PARTS} | dict(skipped=[], made={})
-    commit = source_commit()
-    if folder: result |= _earlier(folder, stamp)
-    for part in parts:
-        started = time.monotonic()
-        found = _run_part(part, s)
-        others = [line for line in result['skipped'] if not line.startswith((f'{part}: ', 'training: '))]
-        result[part_key(part)] = found.records
-        result['skipped'] = _state_of(s.run) + others + [f'{part}: {note}' for note in found.notes]
-        seconds = round(time.monotonic() - started, 1)
-        settings = part_settings(part, s.labels, s.draws, s.ood_images, s.ood_noise)
-        result['made'][part] = dict(seconds=seconds, commit=commit, settings=settings)
-        if folder:
-            if found.arrays: _save_arrays(Path(folder) / f'{part}.npz', found.arrays)
-            for stem, figure in found.figures.items(): save_figure(figure, Path(folder) / 'figures' / f'{stem}.png')
-            write_json(Path(folder) / 'eval.json', result)
-        if tell: tell(part, seconds)
+    with write_lock(folder, 'eval') if kept else nullcontext(), exact_convolutions(pick_device(device)):
+        if kept: result |= kept.earlier(stamp)
+        for part, found, made in measured(subject, parts):
+            _add(result, run, part, found, made)
+            if kept: kept.save(part, found, result)
+            if tell: tell(part, made['seconds'])
     return result
 
 # %% ../nbs/17_evaluation.ipynb #672e2cdc
@@ -718,14 +799,14 @@ class Validation:
 @patch
 def score(self: Validation, row: dict) -> float:
     "What the best model has most of: accuracy, or nearness of the chains where there are no labels."
-    return row['accuracy'] if row['accuracy'] == row['accuracy'] else -row['distance']
+    return row['accuracy'] if row['accuracy'] == row['accuracy'] else -row['frechet_pixels']
 
 @patch
 def measure(self: Validation, trainer: Trainer) -> dict:
-    "The measurements of this moment: accuracy (a fraction), gap, distance, and whether the run is healthy."
+    "The measurements of this moment: accuracy (a fraction), gap, frechet_pixels, and whether the run is healthy."
     trainer.refresh_average()
     model, training = trainer.average, trainer.average.training
-    row = dict(accuracy=math.nan, gap=math.nan, distance=math.nan, healthy=not trainer.trouble(1.))
+    row = dict(accuracy=math.nan, gap=math.nan, frechet_pixels=math.nan, healthy=not trainer.trouble(1.))
     labels = self.halves[0].labels
     if labels is not None and len(labels.unique()) > 1 and hasattr(model, 'encode'):
         row['accuracy'] = self._accuracy(model, str(trainer.device))
@@ -734,7 +815,8 @@ def measure(self: Validation, trainer: Trainer) -> dict:
     if gaps: row['gap'] = float(np.median(gaps))
     if hasattr(trainer, 'buffer'):
         chains = trainer.buffer.chains[trainer.buffer.counted].cpu().flatten(1).clamp(-1, 1).numpy()
-        if len(chains) > 1: row['distance'] = frechet_distance(self.real, (chains - self.centre) @ self.directions)
+        drawn = (chains - self.centre) @ self.directions
+        if len(chains) > 1: row['frechet_pixels'] = frechet_distance(self.real, drawn)
     return row
 
 @patch

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['published_labels', 'published', 'published_table', 'EvaluatedRun', 'read_run', 'without_evaluation', 'read_runs',
            'flat', 'command_line', 'training_command', 'merge_results', 'Code', 'Strong', 'as_text', 'markdown_table',
-           'as_html', 'with_pictures', 'latex_table', 'runs_table', 'machines', 'records_table', 'group_seeds',
-           'seeds_table', 'headline_figures', 'headline_table', 'section_figures', 'run_pictures', 'copy_picture',
-           'write_report', 'make_card', 'card_text', 'pack_model']
+           'folded', 'as_html', 'with_pictures', 'latex_table', 'runs_table', 'machines', 'records_table',
+           'group_seeds', 'seeds_table', 'headline_figures', 'headline_table', 'headline_sentence', 'section_figures',
+           'run_pictures', 'copy_picture', 'write_report', 'make_card', 'card_text', 'pack_model']
 
 # %% ../nbs/18_report.ipynb #2a6d9550
 import base64
@@ -22,8 +22,9 @@ import numpy as np
 import pandas as pd
 
 from .data import load_data
-from .evaluation import PARTS, Evaluation, evaluation_parts, evaluation_tables, neighbour_figures, part_key
-from .plots import plot_few_label, plot_learning, save_figure
+from .evaluation import (PARTS, Evaluation, evaluation_parts, evaluation_tables, few_label_figures,
+                                neighbour_figures, part_key)
+from .plots import is_floor, plot_learning, plot_map, save_figure
 from .settings import MODELS, Config, UserError, extra, one_line, read_document
 from .storage import checksum, read_json, read_table, save_weights, write_atomically
 from .zoo import load_model, read_weights
@@ -152,8 +153,6 @@ def training_command(
     return command_line('cebm train', changed) + (f'  # with {own} of your own' if own else '')
 
 # %% ../nbs/18_report.ipynb #6661b0fc
-_floors = ('pixel', 'HOG', 'real', 'noise')
-
 def merge_results(
     runs: list,  # EvaluatedRuns on one data set
 ) -> tuple:  # what `evaluate` would return for all of them; sentences on what disagrees
@@ -163,10 +162,13 @@ def merge_results(
         floors, others = {}, []
         for run in runs:
             for r in run.result[key]:
-                if r['representation'] in _floors:
+                if is_floor(r['representation']):
                     which = tuple((k, v) for k, v in r.items() if k in ('labels_per_class', 'clusters')
                                   or isinstance(v, str))
-                    if floors.setdefault(which, r) != r:
+                    if floors.setdefault(which, r) == r: continue
+                    if r['representation'].startswith('untrained '):  # another network
+                        others.append(r | dict(representation=f'untrained {run.title}'))
+                    else:
                         notes[f'{run.title}: its row for {r["representation"]} in {key} differs from that of an '
                               f'earlier run; the two were not evaluated in the same way'] = True
                 else:
@@ -202,17 +204,36 @@ def markdown_table(
                       *(line([name, *row]) for name, row in zip(table.index, table.values))])
 
 # %% ../nbs/18_report.ipynb #765a1d4a
-_style = """body{font:16px/1.5 sans-serif;max-width:70em;margin:2em auto;padding:0 1em}
-table{border-collapse:collapse;font-size:90%}td,th{border-bottom:1px solid #ddd;padding:.2em .7em;text-align:left}
-img{max-width:100%}"""
+_style = """body{font:16px/1.5 sans-serif;max-width:70em;margin:1em auto;padding:0 1em;overflow-wrap:anywhere}
+table{border-collapse:collapse;font-size:90%;display:block;overflow-x:auto;white-space:nowrap;overflow-wrap:normal}
+td,th{border-bottom:1px solid #ddd;padding:.2em .7em;text-align:left}tr.floor{color:#666}img{max-width:100%}
+summary{cursor:pointer}summary h3{display:inline-block;margin:.4em 0}details{border-top:1px solid #ddd}"""
+
+def folded(
+    body: str,  # HTML with headings of three levels
+) -> str:
+    "The same with contents below its title, each part of third level folded, and rows of floors in grey."
+    body, contents = re.sub('<tr>(?=\\s*<td>(floor: |[^<]*, published))', '<tr class="floor">', body), []
+    title, *pieces = re.split('(?=<h[23]>)', body)
+    for i, piece in enumerate(pieces):
+        heading, name, rest = re.fullmatch('(<h[23]>(.*?)</h[23]>)(.*)', piece, re.DOTALL).groups()
+        link, anchor = f'<a href="#part-{i}">{name}</a>', f'<a id="part-{i}"></a>'
+        if heading.startswith('<h2>'):
+            contents.append(f'<br><b>{link}</b>:')
+            pieces[i] = anchor + piece
+        else:
+            contents.append(link)
+            pieces[i] = f'<details><summary>{heading}</summary>{anchor}{rest}</details>\n'
+    return title + (f'<nav>Contents {" ".join(contents)}</nav>\n' if contents else '') + ''.join(pieces)
 
 def as_html(
     text: str,  # Markdown
     title: str,  # of the page
 ) -> str:
     "A page of HTML; raw HTML in the Markdown is shown as text."
-    body = extra('markdown_it', 'eval').MarkdownIt('js-default').render(text)
-    head = f'<meta charset="utf-8"><title>{html.escape(one_line(title))}</title><style>{_style}</style>'
+    body = folded(extra('markdown_it', 'eval').MarkdownIt('js-default').render(text))
+    head = (f'<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+            f'<title>{html.escape(one_line(title))}</title><style>{_style}</style>')
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body>\n{body}</body></html>\n'
 
 # %% ../nbs/18_report.ipynb #b096d9a7
@@ -318,7 +339,7 @@ def headline_figures(
     found |= {f"{r['labels_per_class']}, spreading": 100 * r['accuracy_mean'] for r in of('few_label',
         read_out='spreading', labels_per_class=1)}
     found |= {'1-NN': 100 * r['agreement'] for r in of('neighbours') if r['agreement'] is not None}
-    scores = dict(chosen=True) if who == result['model'] else dict(score='distance')
+    scores = dict(chosen=True) if who == result['model'] else dict(score='1-NN distance')
     others = [r for r in of('ood', **scores) if r['outside'] not in ('constant', 'noise', 'flipped')]
     found |= {f"against {r['outside']}": 100 * r['auroc'] for r in others[:1]}
     distances = [r['frechet'] for r in of('samples') if r['frechet'] is not None]
@@ -333,7 +354,9 @@ def headline_table(
     groups |= {f'{run.title}, 1 seed': [run] for run in runs if run not in several}
     rows = {name: pd.DataFrame([headline_figures(run.result, run.result['model']) for run in same])
             for name, same in groups.items()}
-    floors = {who: pd.DataFrame([headline_figures(runs[0].result, who)]) for who in ('pixel', 'HOG', 'real')}
+    found = [r['representation'] for part in ('few_label', 'samples') for r in runs[0].result[part]]
+    floors = {who: pd.DataFrame([headline_figures(runs[0].result, who)]) for who in dict.fromkeys(found)
+              if is_floor(who) and who != 'noise'}
     columns = list(dict.fromkeys(c for table in rows.values() for c in table))
     def cell(table, c):
         if c not in table or not table[c].count(): return ''
@@ -346,7 +369,22 @@ def headline_table(
     cells = {name: {c: (Strong if name == best(c) and len(rows) > 1 else str)(cell(table, c)) for c in columns}
              for name, table in rows.items()}
     cells |= {f'floor: {who}': {c: cell(table, c) for c in columns} for who, table in floors.items() if table.size}
-    return pd.DataFrame.from_dict(cells, orient='index', columns=columns).fillna('')
+    table = pd.DataFrame.from_dict(cells, orient='index', columns=columns)
+    return pd.concat([table, published_table(runs[0].result['data'])]).fillna('')
+
+def headline_sentence(
+    records: list,  # few-label records of all runs on one data set
+    groups: dict,  # titles of runs to the name of their group of seeds
+) -> str:  # empty where there are none
+    "What is most accurate at how many labels a class, floors included, by logistic regression; the mean over seeds."
+    seen = {}
+    for r in [r for r in records if r['read_out'] == 'logistic']:
+        title = next((t for t in groups if r['representation'].endswith(t)), '')
+        name = r['representation'].removesuffix(title) + groups.get(title, '')
+        seen.setdefault(r['labels_per_class'], {}).setdefault(name, []).append(100 * r['accuracy_mean'])
+    best = {n: max(rows, key=lambda name: np.mean(rows[name])) for n, rows in seen.items()}
+    told = '; '.join(f'{as_text(name)} at {n} ({np.mean(seen[n][name]):.1f} %)' for n, name in best.items())
+    return f'Most accurate by so many labels a class: {told}.' if told else ''
 
 # %% ../nbs/18_report.ipynb #a7fde5b6
 def section_figures(
@@ -361,8 +399,8 @@ def section_figures(
     curves = {run.title: read_table(run.folder / 'health.csv', 'step', 'accuracy') for run in runs}
     curves = {title: table for title, table in curves.items() if len(table) > 1 and table.accuracy.notna().any()}
     if curves: figures['learning'] = {'learning': plot_learning(curves, groups)}
-    probes = [r for r in merged['few_label'] if r['read_out'] == 'logistic']
-    if probes: figures['few-label'] = {'few_label': plot_few_label(probes, groups)}
+    figures['few-label'] = few_label_figures(merged['few_label'], groups)
+    if merged['map']: figures['map'] = {'map': plot_map(merged['map'])}
     if not records or any(r['queries'] != records[0]['queries'] for r in records): return figures
     try: data = load_data(runs[0].result['data'], root, runs[0].config.get('image_size'), download=False)
     except (OSError, ValueError): return figures
@@ -414,24 +452,42 @@ def copy_picture(
     to.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(to, lambda p: shutil.copyfile(path, p))
 
+# %% ../nbs/18_report.ipynb #f1cd6464
+def _save(figure, out, stem):  # for the page, and for a paper
+    for ending in ('png', 'svg'): save_figure(figure, out / 'figures' / f'{stem}.{ending}')
+
+def _strips(runs, groups, out, slug):  # a row of samples for each model, of the first of its seeds
+    first, lines = {groups.get(run.title, run.title): run for run in reversed(runs)}, []
+    for title, run in reversed(first.items()):
+        if not (path := run.folder / 'figures' / 'sample_strip.png').is_file() or not run.result['samples']: continue
+        name = f'{slug}-{_file_stem(title)}-strip.png'
+        copy_picture(path, out / 'figures' / name)
+        lines += [f'{as_text(title)}:', f'![samples of {as_text(title)}](figures/{name})']
+    return lines
+
 # %% ../nbs/18_report.ipynb #7b9c6e71
 def _section(runs, out, root, with_pictures):
     data, first = runs[0].result['data'], runs[0].result
     merged, notes = merge_results(runs)
     figures, slug = section_figures(runs, merged, root) if with_pictures else {}, _file_stem(data)
     images = f'{first["train_images"]:,} training and {first["test_images"]:,} {first["on"]} images'
-    lines = [f'## {as_text(data)}', f'{images}.', markdown_table(headline_table(runs)),
+    groups = {run.title: name for name, same in group_seeds(runs).items() for run in same}
+    told = notes + [f'{run.title}: {sentence}' for run in runs for sentence in run.result['skipped']]
+    lines = [f'## {as_text(data)}', f'{images}. {headline_sentence(merged["few_label"], groups)}',
+             markdown_table(headline_table(runs)),
              'Accuracies in % at so many labels a class (logistic regression; spreading: label spreading), of the '
              'nearest training image (1-NN), AUROC in % against another data set by the score that training images '
              'chose (floors: distance to the nearest training image), and Fréchet distance of the nearest set of '
-             'samples. Mean ± sd over seeds.', '### Runs', machines(runs), markdown_table(runs_table(runs))]
+             'samples. Mean ± sd over seeds.']
+    if with_pictures: lines += _strips(runs, groups, out, slug)
+    if told: lines += ['### Not run, and left out', '\n'.join(f'- {as_text(line)}' for line in told)]
     if 'learning' in figures:
-        save_figure(figures.pop('learning')['learning'], out / 'figures' / f'{slug}-learning.png')
-        lines += ['Accuracy along each run, on training images held out from a classifier with ten labels a class '
+        _save(figures.pop('learning')['learning'], out, f'{slug}-learning')
+        lines += ['### learning', 'Accuracy along each run, on training images held out from a classifier with ten labels a class '
                   '(`health.csv`); no test image is used.',
                   f'![learning curves on {as_text(data)}](figures/{slug}-learning.png)']
     if len(found := seeds_table(runs)):
-        lines += ['Over seeds: the mean of the few-label accuracies in %, ± the standard deviation between runs that '
+        lines += ['### seeds', 'Over seeds: the mean of the few-label accuracies in %, ± the standard deviation between runs that '
                   'differ only in their seed.', markdown_table(found)]
     for part in evaluation_parts:
         found = _tables(part, merged, data)
@@ -439,7 +495,7 @@ def _section(runs, out, root, with_pictures):
         if not found and not figures.get(part) and not any(pictures.values()): continue
         lines += [f'### {part}', *found]
         for stem, figure in figures.get(part, {}).items():
-            save_figure(figure, out / 'figures' / f'{slug}-{stem}.png')
+            _save(figure, out, f'{slug}-{stem}')
             lines.append(f'![{stem} on {as_text(data)}](figures/{slug}-{stem}.png)')
         for title, paths in pictures.items():
             for path in paths:
@@ -447,8 +503,7 @@ def _section(runs, out, root, with_pictures):
                 copy_picture(path, out / 'figures' / name)
                 words = as_text(f'{title}, {path.stem.replace("_", " ")}')
                 lines += [f'{words}:', f'![{words}](figures/{name})']
-    told = notes + [f'{run.title}: {sentence}' for run in runs for sentence in run.result['skipped']]
-    return lines + (['### Not run, and left out', '\n'.join(f'- {as_text(line)}' for line in told)] if told else [])
+    return lines + ['### Runs', machines(runs), markdown_table(runs_table(runs))]
 
 # %% ../nbs/18_report.ipynb #26cf3220
 def write_report(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['start_of_chains', 'generated_images', 'training_kernel', 'ready_to_sample', 'sample_images', 'follow_chains',
            'ChainPaths', 'chain_paths', 'chain_diagnostics', 'frechet_distance', 'kernel_distance', 'FeatureNet',
-           'features_of', 'train_features', 'inception_file', 'InceptionFeatures', 'inception_features',
+           'features_of', 'classes_of', 'train_features', 'inception_file', 'InceptionFeatures', 'inception_features',
            'manifold_figures', 'half_distances', 'distance_records']
 
 # %% ../nbs/15_samples.ipynb #215c9987
@@ -233,6 +233,15 @@ def features_of(
     device = next(net.parameters()).device
     return torch.cat([net.features(batch.to(device)).cpu() for batch in images.split(500)]).numpy()
 
+@torch.no_grad()
+def classes_of(
+    net: FeatureNet,
+    images: Tensor,  # (N, C, H, W) in [-1, 1]
+) -> list:  # of class numbers
+    "The classes that a classifier sees among images."
+    device = next(net.parameters()).device
+    return torch.cat([net(batch.to(device)).argmax(1) for batch in images.split(500)]).unique().tolist()
+
 # %% ../nbs/15_samples.ipynb #7ccc8d1b
 def train_features(
     data: ImageData,  # with labels
@@ -324,27 +333,25 @@ def distance_records(
     data: ImageData,
     net: FeatureNet,  # the feature extractor
     name: str = 'model',  # what to call the model in the records
-    most: int = 250,  # samples, or fewer where half of the test images are fewer
+    most: int = 250,  # samples, or fewer where half of the test images are fewer; classes are counted in all
     inception: nn.Module | None = None,  # a second extractor, for frechet_inception and kernel_inception: FID and KID
 ) -> list:  # records with representation, images, number, distances and shares; the floor and the ceiling first
     "How far samples are from held-out images, with as many real images as the floor; None where they are not finite."
     order = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(0))
     real, n = data.test.serve(order), min(most, len(data.test) // 2)
     noise = ReplayBuffer(n, data.in_shape, generator=torch.Generator().manual_seed(0)).chains
-    rows = [('real', 'other half of the test images', real[:n]), ('noise', 'uniform noise', noise),
-            *((name, what, images[:n]) for what, images in sets.items())]
+    rows = [('real', 'other half of the test images', real[:len(real) // 2]), ('noise', 'uniform noise', noise),
+            *((name, what, images) for what, images in sets.items())]
     known, records = {e: features_of(e, real) for e in (net, inception) if e}, []
     half = known[net][len(real) // 2:]
     for who, what, images in rows:
-        record = dict(representation=who, images=what, number=len(images), feature_accuracy=net.accuracy, frechet=None,
-                      kernel=None)
+        record = dict(representation=who, images=what, number=min(n, len(images)), feature_accuracy=net.accuracy,
+                      frechet=None, kernel=None)
         if images.isfinite().all():
-            seen = {e: features_of(e, images) for e in known}
+            seen = {e: features_of(e, images[:n]) for e in known}
             record |= half_distances(seen[net], known[net], floor=who == 'real')
-            record |= manifold_figures(half[:len(images)], seen[net])
-            with torch.no_grad():
-                scores = net.head(torch.from_numpy(seen[net]).to(net.head.weight.device))
-            record['classes'] = len(scores.argmax(1).unique())
+            record |= manifold_figures(half[:len(seen[net])], seen[net])
+            record |= dict(classes=len(classes_of(net, images[:1000])), classes_in=min(1000, len(images)))
             if inception:
                 found = half_distances(seen[inception], known[inception], floor=who == 'real')
                 record |= {re.sub('frechet|kernel', r'\g<0>_inception', key): value for key, value in found.items()}
