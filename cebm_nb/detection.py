@@ -9,6 +9,7 @@ __all__ = ['several_passes', 'gradient_norms', 'density_scores', 'typicality', '
 
 # %% ../nbs/14_detection.ipynb #bf42fb20
 import math
+import warnings
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Callable
 import numpy as np
 import torch
 from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 
@@ -90,7 +92,9 @@ class FeatureDensity:
         spread = self.pca.explained_variance_
         self.alive = spread > 1e-6 * spread[0]  # whitening would blow up what never varies
         mixture = GaussianMixture(components, reg_covar=1e-3, max_iter=50, random_state=seed)
-        self.mixture = mixture.fit(self.whiten(features))
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', ConvergenceWarning)  # fifty iterations are the method
+            self.mixture = mixture.fit(self.whiten(features))
 
     def whiten(self, features: np.ndarray) -> np.ndarray:
         "Principal components of unit variance, those that vary."

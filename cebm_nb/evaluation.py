@@ -191,7 +191,7 @@ def few_label_figures(
     groups: dict | None = None,  # names that share a colour, to the name of their group
 ) -> dict:  # file stems to figures
     "Accuracy over labels by logistic regression, and the differences to the floors."
-    rows = [r for r in records if r['read_out'] == 'logistic']
+    rows = [r for r in records if r['read_out'] == 'logistic' and not r['representation'].startswith('HOG and ')]
     figures = {'few_label': plot_few_label(rows, groups)} if rows else {}
     above = [r for r in rows if r.get('against')]
     return figures | ({'few_label_difference': plot_differences(above)} if above else {})
@@ -495,7 +495,7 @@ def _sample_pictures(sets, s):  # grids of samples, and each beside the training
     figures = {'eval_samples_' + what.split(',')[0].replace(' ', '_'): plot_images(images[:100].nan_to_num())
                for what, images in sets.items()}
     what, images = next(iter(sets.items()))
-    figures['sample_strip'] = plot_images(images[:16].nan_to_num(), columns=16)
+    figures['sample_strip'] = plot_images(images[:10].nan_to_num(), columns=10)
     if not images.isfinite().all(): return figures
     known = s.data.train.serve().flatten(1).numpy()
     nearest, _ = nearest_neighbours(images[:12].clamp(-1, 1).flatten(1).numpy(), known)

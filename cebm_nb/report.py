@@ -224,7 +224,8 @@ def folded(
         else:
             contents.append(link)
             pieces[i] = f'<details><summary>{heading}</summary>{anchor}{rest}</details>\n'
-    return title + (f'<nav>Contents {" ".join(contents)}</nav>\n' if contents else '') + ''.join(pieces)
+    nav = f'<nav>Contents {" · ".join(contents)}</nav>\n'.replace(': ·', ':') if contents else ''
+    return title + nav + ''.join(pieces)
 
 def as_html(
     text: str,  # Markdown
@@ -354,9 +355,9 @@ def headline_table(
     groups |= {f'{run.title}, 1 seed': [run] for run in runs if run not in several}
     rows = {name: pd.DataFrame([headline_figures(run.result, run.result['model']) for run in same])
             for name, same in groups.items()}
-    found = [r['representation'] for part in ('few_label', 'samples') for r in runs[0].result[part]]
-    floors = {who: pd.DataFrame([headline_figures(runs[0].result, who)]) for who in dict.fromkeys(found)
-              if is_floor(who) and who != 'noise'}
+    found = {r['representation']: run.result for run in reversed(runs) for part in ('few_label', 'samples')
+             for r in run.result[part] if is_floor(r['representation']) and r['representation'] != 'noise'}
+    floors = {who: pd.DataFrame([headline_figures(found[who], who)]) for who in sorted(found, key='real'.__eq__)}
     columns = list(dict.fromkeys(c for table in rows.values() for c in table))
     def cell(table, c):
         if c not in table or not table[c].count(): return ''
@@ -400,7 +401,9 @@ def section_figures(
     curves = {title: table for title, table in curves.items() if len(table) > 1 and table.accuracy.notna().any()}
     if curves: figures['learning'] = {'learning': plot_learning(curves, groups)}
     figures['few-label'] = few_label_figures(merged['few_label'], groups)
-    if merged['map']: figures['map'] = {'map': plot_map(merged['map'])}
+    once = {groups.get(run.title, run.title): run.title for run in reversed(runs)}.values()  # one seed of each model
+    if maps := [r for r in merged['map'] if r['representation'] in once or is_floor(r['representation'])]:
+        figures['map'] = {'map': plot_map(maps)}
     if not records or any(r['queries'] != records[0]['queries'] for r in records): return figures
     try: data = load_data(runs[0].result['data'], root, runs[0].config.get('image_size'), download=False)
     except (OSError, ValueError): return figures
@@ -483,12 +486,12 @@ def _section(runs, out, root, with_pictures):
     if told: lines += ['### Not run, and left out', '\n'.join(f'- {as_text(line)}' for line in told)]
     if 'learning' in figures:
         _save(figures.pop('learning')['learning'], out, f'{slug}-learning')
-        lines += ['### learning', 'Accuracy along each run, on training images held out from a classifier with ten labels a class '
-                  '(`health.csv`); no test image is used.',
+        lines += ['### learning', 'Accuracy along each run, on training images held out from a classifier with ten '
+                  'labels a class (`health.csv`); no test image is used.',
                   f'![learning curves on {as_text(data)}](figures/{slug}-learning.png)']
     if len(found := seeds_table(runs)):
-        lines += ['### seeds', 'Over seeds: the mean of the few-label accuracies in %, ± the standard deviation between runs that '
-                  'differ only in their seed.', markdown_table(found)]
+        lines += ['### seeds', 'Over seeds: the mean of the few-label accuracies in %, ± the standard deviation '
+                  'between runs that differ only in their seed.', markdown_table(found)]
     for part in evaluation_parts:
         found = _tables(part, merged, data)
         pictures = {run.title: run_pictures(run).get(part, []) for run in runs} if with_pictures else {}
@@ -522,8 +525,7 @@ def write_report(
     out.mkdir(parents=True, exist_ok=True)
     lines = [f'# {as_text(title)}',
              'Every number was computed by `cebm eval` on the test images of the data set that heads its section, with '
-             'floors beside it, except rows marked as published, which are quoted. A blank was not run, or is '
-             'explained at the end of its section.']
+             'floors beside it, except rows marked as published, which are quoted. A blank was not run, or x']
     for data in dict.fromkeys(run.result['data'] for run in runs):
         lines += _section([run for run in runs if run.result['data'] == data], out, root, pictures)
     if bare: lines += ['Passed over, not evaluated: ' + ', '.join(as_text(Code(folder)) for folder in bare) + '.']

@@ -38,7 +38,7 @@ def test_evaluation_and_samples(folder):
     assert 'pixel' in out and 'stand' in out
     records = json.loads((folder / 'run' / 'eval.json').read_text())['few_label']
     counts, rows = (1, 10, 100, 'all'), {(r['representation'], r['read_out'], r['labels_per_class']) for r in records}
-    assert rows == ({(who, how, n) for who in ('pixel', 'HOG', 'cebm') for how in ('logistic', 'spreading') for n in counts if (how, n) != ('spreading', 'all')} |
+    assert rows == ({(who, how, n) for who in ('pixel', 'PCA', 'HOG', 'untrained cebm', 'cebm') for how in ('logistic', 'spreading') for n in counts if (how, n) != ('spreading', 'all')} |
                     {('HOG and cebm', how, n) for how in ('logistic', 'spreading') for n in counts[:3]} | {('cebm', 'paper', n) for n in counts})
     kept = np.load(folder / 'run' / 'few-label.npz')
     assert all(np.allclose((kept[f"{r['representation']}, {r['read_out']}, {r['labels_per_class']}"] == load_data('digits').test.labels.numpy()).mean(), r['accuracy_mean']) for r in records)
@@ -106,8 +106,8 @@ def test_every_model_trains_evaluates_samples_and_resumes(folder, model):
     status, out, err = call(folder, 'eval', model, '--draws', 2, '--only', 'few-label,clusters')
     assert status == 0, err
     result = json.loads((folder / model / 'eval.json').read_text())
-    assert {r['representation'] for r in result['few_label']} == {'pixel', 'HOG', model, f'HOG and {model}'}
-    assert {(r['representation'], r['method']) for r in result['clusters']} == {(model, 'k-means'), ('pixel', 'k-means'), ('HOG', 'k-means')} | ({(model, 'components')} if model.startswith('gmm') else set())
+    assert {r['representation'] for r in result['few_label']} == {'pixel', 'PCA', 'HOG', f'untrained {model}', model, f'HOG and {model}'}
+    assert {(r['representation'], r['method']) for r in result['clusters']} == {(who, 'k-means') for who in (model, 'pixel', 'PCA', 'HOG', f'untrained {model}')} | ({(model, 'components')} if model.startswith('gmm') else set())
 
     status, out, err = call(folder, 'sample', model, '--n', 5, '--out', f'{model}.png')
     assert status == 0 and (folder / f'{model}.png').read_bytes()[1:4] == b'PNG', err

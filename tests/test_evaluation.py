@@ -68,7 +68,7 @@ def test_a_model_against_itself_tells_nothing_apart():
     order = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(0))
     halves = [data.test.subset(order[::2]), data.test.subset(order[1::2])]
     scores = detection_scores(model, data, dict(test=halves[0], other=halves[1]))
-    assert {'energy', 'typicality', 'gradient norm', 'distance', 'layer mixture'} <= set(scores)
+    assert {'energy', 'typicality', 'gradient norm', '1-NN distance', 'layer mixture'} <= set(scores)
     for name, sets in scores.items():
         record = detection_record(sets['test'], sets['other'])
         assert record['auroc_low'] < 0.5 < record['auroc_high'], name
@@ -183,7 +183,7 @@ def test_everything_for_several_runs_and_a_report(folder, evaluated):
         assert skipped == {'cebm': set(), 'gmm-cebm': set(), 'vae': {'conditional'}}[name]
         for part in evaluation_parts: assert bool(result[part_key(part)]) == (part not in skipped)
         assert {str(r['labels_per_class']) for r in result['few_label']} == {'1', '5', 'all'}
-        assert {r['score'] for r in result['ood'] if r['representation'] == name} == {'typicality', 'distance', 'Mahalanobis', 'latent mixture', 'layer mixture'} | ({'energy', 'gradient norm', 'energy + complexity'} if 'cebm' in name else {'likelihood'})
+        assert {r['score'] for r in result['ood'] if r['representation'] == name} == {'typicality', '1-NN distance', 'Mahalanobis', 'latent mixture', 'layer mixture'} | ({'energy', 'gradient norm', 'energy + complexity'} if 'cebm' in name else {'likelihood'})
         assert len({r['score'] for r in result['ood'] if r['chosen']}) == 1
     pixels = [[r for r in result['few_label'] if r['representation'] == 'pixel'] for result in results.values()]
     assert pixels[0] == pixels[1] == pixels[2]
@@ -209,7 +209,7 @@ def test_one_part_leaves_the_others_and_another_data_set_has_its_own_place(folde
     status, out, err = call(folder, 'eval', 'second', '--data', 'folder:own', '--only', 'few-label,neighbours,ood')
     assert status == 0 and 'has no labels' in out, err
     own = json.loads((folder / 'second' / 'on-own' / 'eval.json').read_text())
-    assert own['few_label'] == [] and len(own['neighbours']) == 3 and own['ood']
+    assert own['few_label'] == [] and len(own['neighbours']) == 5 and own['ood']
     assert json.loads((folder / 'second' / 'eval.json').read_text()) == after
 
 
