@@ -142,7 +142,7 @@ def choose_penalty(
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', ConvergenceWarning)  # near enough to be compared
         search = GridSearchCV(LogisticRegression(), dict(C=list(candidates)), cv=folds,
-                              refit=False).fit(np.asarray(features, np.float32), labels)
+                              refit=False).fit(np.asarray(features, np.float64), labels)
     return float(search.best_params_['C'])
 
 # %% ../nbs/13_representation.ipynb #8ef44280
@@ -222,8 +222,7 @@ def few_label(
     fit, records = read_outs[check_name('read-out', read_out, read_outs)], []
     if rescale: train_features, test_features = rescaled(train_features, test_features)
     for n, seeds, picks in _counts(train_labels, labels_per_class, draws):
-        small = train_features[picks[0]].size < 20_000_000  # small fits lose more to threads than they gain
-        with threadpool_limits(1 if small else None):
+        with threadpool_limits(1):  # ten classes are too narrow for more: two threads took 68 s where one took 45
             fits = [fit(train_features[pick], train_labels[pick]) for pick in picks]
         chances = np.stack([classifier.predict_proba(test_features) for classifier, _ in fits])
         predicted = fits[0][0].classes_[chances.argmax(2)]

@@ -246,7 +246,7 @@ def test_an_interrupted_evaluation_keeps_what_it_has(folder):
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130 and 'interrupted' in err and 'Traceback' not in err
     result = json.loads((folder / 'cut' / 'eval.json').read_text())
-    assert len(result['neighbours']) == 3 and result['few_label'] == []
+    assert len(result['neighbours']) == 5 and result['few_label'] == []
 
 
 def test_reports_want_evaluated_runs_that_are_whole(folder):

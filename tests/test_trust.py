@@ -248,7 +248,8 @@ def test_what_a_report_repeats_is_text(run, tmp_path):
     page, text = (tmp_path / 'page' / 'report.html').read_text(), (tmp_path / 'page' / 'report.md').read_text()
     sources = [piece.split('"')[0] for piece in page.split('src="')[1:]]
     assert sources and all(source.startswith('data:image/png;base64,') for source in sources)
-    assert 'onerror=alert(1)&gt;' in page and '<img src=x' not in page and 'href=' not in page and '\x1b' not in page + text
+    assert 'onerror=alert(1)&gt;' in page and '<img src=x' not in page and '\x1b' not in page + text
+    assert all(piece.startswith('"#part-') for piece in page.split('href=')[1:])  # the contents of the page, no other links
     assert page.count('<h1>') == 1 and not any(line.startswith('# Heading') for line in text.splitlines())
 
 
