@@ -175,7 +175,7 @@ def plot_differences(
     "Paired differences to the floors with 95 % intervals, in percentage points: a panel for each count of labels."
     counts = list(dict.fromkeys(str(r['labels_per_class']) for r in records))
     names = list(dict.fromkeys(r['representation'] for r in records))
-    fig = Figure(figsize=(1.6 + 2.1 * len(counts), 1 + 0.4 * len(names)), layout='constrained')
+    fig = Figure(figsize=(2.6 + 2.1 * len(counts), 1 + 0.4 * len(names)), layout='constrained')
     axes = fig.subplots(1, len(counts), sharey=True, squeeze=False)[0]
     for ax, count in zip(axes, counts):
         for k, floor in enumerate(floors):
@@ -188,7 +188,7 @@ def plot_differences(
         ax.set_title(f'{count} a class', fontsize=10)
     axes[0].set_yticks(range(len(names)), [as_label(name) for name in names], fontsize=9)
     axes[0].set_ylim(len(names) - 0.5, -0.5)
-    axes[-1].legend(frameon=False, fontsize=8)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc='outside right', frameon=False, fontsize=8)
     fig.supxlabel('difference in accuracy, percentage points', fontsize=9)
     return fig
 
