@@ -15,6 +15,7 @@ import warnings
 
 import numpy as np
 import torch
+from joblib import Parallel, delayed, parallel_config
 from scipy import stats
 from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
@@ -208,6 +209,12 @@ def _counts(labels, labels_per_class, draws):  # each count that all classes can
         yield n, seeds, [slice(None) if seed is None else balanced_draw(labels, n, seed) for seed in seeds]
 
 # %% ../nbs/13_representation.ipynb #7a46af86
+def _each_fit(fit, features, labels, picks):  # one thread each, as ten classes are too narrow for more
+    work = sum(features[pick].size for pick in picks)
+    processes = torch.get_num_threads() if work > 5_000_000 else 1  # they take seconds to begin
+    with threadpool_limits(1), parallel_config('loky', inner_max_num_threads=1):
+        return Parallel(processes)(delayed(fit)(features[pick], labels[pick]) for pick in reversed(picks))[::-1]
+
 def few_label(
     train_features: np.ndarray,  # (N, D)
     train_labels: np.ndarray,  # (N,)
@@ -221,9 +228,10 @@ def few_label(
     "Test accuracy of a classifier on few labels, mean and sample standard deviation over draws."
     fit, records = read_outs[check_name('read-out', read_out, read_outs)], []
     if rescale: train_features, test_features = rescaled(train_features, test_features)
-    for n, seeds, picks in _counts(train_labels, labels_per_class, draws):
-        with threadpool_limits(1):  # ten classes are too narrow for more: two threads took 68 s where one took 45
-            fits = [fit(train_features[pick], train_labels[pick]) for pick in picks]
+    counts = list(_counts(train_labels, labels_per_class, draws))
+    found = iter(_each_fit(fit, train_features, train_labels, [pick for *_, picks in counts for pick in picks]))
+    for n, seeds, picks in counts:
+        fits = [next(found) for _ in picks]
         chances = np.stack([classifier.predict_proba(test_features) for classifier, _ in fits])
         predicted = fits[0][0].classes_[chances.argmax(2)]
         hits = predicted == test_labels
