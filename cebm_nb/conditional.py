@@ -213,7 +213,7 @@ def _cleaning(chains, test, train, name, candidates, noise_std, seed):
 def traversal_values(
     n: int,
 ) -> Tensor:  # (n,)
-    "Values that a latent dimension is moved to, in units of its prior's standard deviation."
+    "Values that a latent dimension is set to."
     return torch.linspace(-8, 8, n)
 
 def _latent_pictures(chains, test, training, columns):

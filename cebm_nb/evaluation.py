@@ -66,9 +66,10 @@ class Subject:
     own: dict = field(default_factory=dict)  # representations by the model
 
     def once(self, key, make: Callable):
-        "What `make()` gives, computed once for all models that share `shared`."
-        if (self.key, key) not in self.shared: self.shared[self.key, key] = make()
-        return self.shared[self.key, key]
+        "What `make()` gives, computed once for all models that share `shared`; of an untrained network, once for each."
+        like = str((model_config(self.model) or {}) | dict(seed=0)) if 'untrained ' in str(key) else ''
+        if (self.key, key, like) not in self.shared: self.shared[self.key, key, like] = make()
+        return self.shared[self.key, key, like]
 
     @property
     def labelled(self) -> bool: return self.data.train.labels is not None and self.data.test.labels is not None
@@ -437,6 +438,8 @@ class Map(Part):
         if len(s.data.test) < 20: raise Skipped(f'{s.data.name} has {len(s.data.test)} test images, fewer than 20')
         some = torch.randperm(len(s.data.test), generator=torch.Generator().manual_seed(0))[:1000].numpy()
         classes = s.data.test.labels.numpy()[some] if s.labelled else None
+        if not all(codes[some].std(0).any() for codes in (s.codes('pixel')[1], s.codes()[1])):
+            raise Skipped('all images look the same')
         records = [s.once('map', lambda: map_record(s.codes('pixel')[1][some], classes, 'pixel')),
                    map_record(s.codes()[1][some], classes, s.name)]
         return PartResult(records, {'map': plot_map(records, s.data.class_names)})

@@ -175,6 +175,7 @@ def plot_differences(
     "Paired differences to the floors with 95 % intervals, in percentage points: a panel for each count of labels."
     counts = list(dict.fromkeys(str(r['labels_per_class']) for r in records))
     names = list(dict.fromkeys(r['representation'] for r in records))
+    floors = [floor for floor in floors if any(floor in r['against'] for r in records)]
     fig = Figure(figsize=(2.6 + 2.1 * len(counts), 1 + 0.4 * len(names)), layout='constrained')
     axes = fig.subplots(1, len(counts), sharey=True, squeeze=False)[0]
     for ax, count in zip(axes, counts):
@@ -218,8 +219,8 @@ def plot_confusion(
     difference: bool = False,  # one panel more: the last matrix minus the first
 ) -> Figure:
     "Confusion matrices in per cent, three in a row, with the true classes as their rows."
-    titles = {name: f'{as_label(name)}: {100 * np.trace(matrix) / len(matrix):.1f} % right'
-              for name, matrix in matrices.items()}
+    def diagonal(matrix): return 100 * np.trace(matrix) / max(1, np.any(matrix, axis=1).sum())  # of classes that occur
+    titles = {name: f'{as_label(name)}, mean of the diagonal {diagonal(m):.1f} %' for name, m in matrices.items()}
     if difference and len(matrices) > 1:
         last, first = list(matrices)[-1], list(matrices)[0]
         matrices = matrices | {None: np.asarray(matrices[last]) - np.asarray(matrices[first])}
@@ -239,7 +240,7 @@ def plot_confusion(
                     color='w' if abs(matrix[i, j]) > 0.6 * reach else 'k')
         ax.set_xticks(range(n), names, rotation=90, fontsize=8)
         ax.set_yticks(range(n), names, fontsize=8)
-        ax.set_title(titles[name], fontsize=10)
+        ax.set_title(titles[name], fontsize=9)
     return fig
 
 # %% ../nbs/12_plots.ipynb #e28981d8

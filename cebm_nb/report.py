@@ -6,8 +6,8 @@
 __all__ = ['published_labels', 'published', 'published_table', 'EvaluatedRun', 'read_run', 'without_evaluation', 'read_runs',
            'flat', 'command_line', 'training_command', 'merge_results', 'Code', 'Strong', 'as_text', 'markdown_table',
            'folded', 'as_html', 'with_pictures', 'latex_table', 'runs_table', 'machines', 'records_table',
-           'group_seeds', 'seeds_table', 'headline_figures', 'headline_table', 'headline_sentence', 'section_figures',
-           'run_pictures', 'copy_picture', 'write_report', 'make_card', 'card_text', 'pack_model']
+           'group_seeds', 'seeds_table', 'headline_figures', 'headline_floors', 'headline_table', 'headline_sentence',
+           'section_figures', 'run_pictures', 'copy_picture', 'write_report', 'make_card', 'card_text', 'pack_model']
 
 # %% ../nbs/18_report.ipynb #2a6d9550
 import base64
@@ -346,6 +346,21 @@ def headline_figures(
     distances = [r['frechet'] for r in of('samples') if r['frechet'] is not None]
     return found | ({'Fréchet': min(distances)} if distances else {})
 
+def headline_floors(
+    runs: list,  # EvaluatedRuns on one data set
+) -> dict:  # names to figures
+    "The figures of the floors, and of real images; untrained networks of two architectures are two floors."
+    floors = {}
+    for run in runs:
+        parts = (run.result[part] for part in ('few_label', 'neighbours', 'ood', 'samples'))
+        found = dict.fromkeys(r['representation'] for records in parts for r in records)
+        for who in [who for who in found if is_floor(who) and who != 'noise']:
+            figures, name = headline_figures(run.result, who), who
+            if who.startswith('untrained ') and any(floors.get(who, {}).get(k, v) != v for k, v in figures.items()):
+                name = f'untrained {run.title}'
+            floors[name] = figures | floors.get(name, {})
+    return {name: floors[name] for name in sorted(floors, key='real'.__eq__)}
+
 def headline_table(
     runs: list,  # EvaluatedRuns on one data set
 ) -> pd.DataFrame:  # of text, the best of the models Strong
@@ -355,9 +370,7 @@ def headline_table(
     groups |= {f'{run.title}, 1 seed': [run] for run in runs if run not in several}
     rows = {name: pd.DataFrame([headline_figures(run.result, run.result['model']) for run in same])
             for name, same in groups.items()}
-    found = {r['representation']: run.result for run in reversed(runs) for part in ('few_label', 'samples')
-             for r in run.result[part] if is_floor(r['representation']) and r['representation'] != 'noise'}
-    floors = {who: pd.DataFrame([headline_figures(found[who], who)]) for who in sorted(found, key='real'.__eq__)}
+    floors = {name: pd.DataFrame([figures]) for name, figures in headline_floors(runs).items()}
     columns = list(dict.fromkeys(c for table in rows.values() for c in table))
     def cell(table, c):
         if c not in table or not table[c].count(): return ''
@@ -371,7 +384,8 @@ def headline_table(
              for name, table in rows.items()}
     cells |= {f'floor: {who}': {c: cell(table, c) for c in columns} for who, table in floors.items() if table.size}
     table = pd.DataFrame.from_dict(cells, orient='index', columns=columns)
-    return pd.concat([table, published_table(runs[0].result['data'])]).fillna('')
+    quoted = published_table(runs[0].result['data'])
+    return pd.concat([table, *[quoted] * bool(len(quoted))]).fillna('')
 
 def headline_sentence(
     records: list,  # few-label records of all runs on one data set
@@ -380,7 +394,7 @@ def headline_sentence(
     "What is most accurate at how many labels a class, floors included, by logistic regression; the mean over seeds."
     seen = {}
     for r in [r for r in records if r['read_out'] == 'logistic']:
-        title = next((t for t in groups if r['representation'].endswith(t)), '')
+        title = next((t for t in groups if r['representation'] in (t, f'HOG and {t}', f'untrained {t}')), '')
         name = r['representation'].removesuffix(title) + groups.get(title, '')
         seen.setdefault(r['labels_per_class'], {}).setdefault(name, []).append(100 * r['accuracy_mean'])
     best = {n: max(rows, key=lambda name: np.mean(rows[name])) for n, rows in seen.items()}
@@ -461,11 +475,13 @@ def _save(figure, out, stem):  # for the page, and for a paper
 
 def _strips(runs, groups, out, slug):  # a row of samples for each model, of the first of its seeds
     first, lines = {groups.get(run.title, run.title): run for run in reversed(runs)}, []
-    for title, run in reversed(first.items()):
+    for i, (title, run) in enumerate(reversed(first.items())):
         if not (path := run.folder / 'figures' / 'sample_strip.png').is_file() or not run.result['samples']: continue
-        name = f'{slug}-{_file_stem(title)}-strip.png'
+        name = f'{slug}-strip-{i}.png'
+        of = [r['images'] for r in run.result['samples'] if r['representation'] == run.result['model']]
         copy_picture(path, out / 'figures' / name)
-        lines += [f'{as_text(title)}:', f'![samples of {as_text(title)}](figures/{name})']
+        lines += [f'{as_text(title)}; samples of {as_text(run.title)}, {as_text(of[0])}:',
+                  f'![samples of {as_text(title)}](figures/{name})']
     return lines
 
 # %% ../nbs/18_report.ipynb #7b9c6e71
@@ -481,7 +497,7 @@ def _section(runs, out, root, with_pictures):
              'Accuracies in % at so many labels a class (logistic regression; spreading: label spreading), of the '
              'nearest training image (1-NN), AUROC in % against another data set by the score that training images '
              'chose (floors: distance to the nearest training image), and Fréchet distance of the nearest set of '
-             'samples. Mean ± sd over seeds.']
+             'samples. Mean ± sd over seeds. Published rows: Wu et al. 2021, by the read-out `paper`.']
     if with_pictures: lines += _strips(runs, groups, out, slug)
     if told: lines += ['### Not run, and left out', '\n'.join(f'- {as_text(line)}' for line in told)]
     if 'learning' in figures:
@@ -525,10 +541,11 @@ def write_report(
     out.mkdir(parents=True, exist_ok=True)
     lines = [f'# {as_text(title)}',
              'Every number was computed by `cebm eval` on the test images of the data set that heads its section, with '
-             'floors beside it, except rows marked as published, which are quoted. A blank was not run, or x']
+             'floors beside it, except rows marked as published, which are quoted. A blank was not run, or is '
+             'explained under "Not run, and left out".']
+    if bare: lines += ['Passed over, not evaluated: ' + ', '.join(as_text(Code(folder)) for folder in bare) + '.']
     for data in dict.fromkeys(run.result['data'] for run in runs):
         lines += _section([run for run in runs if run.result['data'] == data], out, root, pictures)
-    if bare: lines += ['Passed over, not evaluated: ' + ', '.join(as_text(Code(folder)) for folder in bare) + '.']
     text = '\n\n'.join(lines) + '\n'
     for part in evaluation_parts:
         path = out / f'{part_key(part)}.csv'

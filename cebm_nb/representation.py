@@ -310,9 +310,10 @@ def neighbour_votes(
 def agreement(
     labels: np.ndarray,  # classes of the queries, (M,)
     found: np.ndarray,  # classes of their neighbours, (M,)
+    classes: int | None = None,  # how many there are; None: as many as occur
 ) -> dict:  # agreement (a fraction), confusion (classes, classes) as lists, rows the classes of the queries
     "How often a neighbour is of the query's class, and which classes are taken for which."
-    classes = np.arange(max(labels.max(), found.max()) + 1)
+    classes = np.arange(max(labels.max(), found.max()) + 1 if classes is None else classes)
     return dict(agreement=float(np.mean(labels == found)), confusion=confusion_matrix(labels, found, labels=classes,
         normalize='true').tolist())
 
@@ -338,7 +339,8 @@ def neighbour_record(
     if labelled:
         truth, labels = data.test.labels.numpy(), data.train.labels.numpy()
         votes = neighbour_votes(queries, known, labels)
-        scores = agreement(truth, labels[found]) | {f'accuracy_{k}': float((v == truth).mean())
+        classes = int(max(truth.max(), labels.max())) + 1
+        scores = agreement(truth, labels[found], classes) | {f'accuracy_{k}': float((v == truth).mean())
                                                     for k, v in votes.items()}
     queries = first_of_each_class(data.test)
     return dict(representation=name) | scores | dict(queries=queries.tolist(), neighbours=found[queries].tolist())
@@ -395,7 +397,8 @@ def map_record(
 ) -> dict:  # representation, images, trustworthiness, points (N, 2), classes
     "Images in two dimensions by t-SNE; at least 20 of them."
     n = len(codes)
-    points = TSNE(perplexity=min(30, n // 4), init='pca', random_state=seed).fit_transform(codes)
+    start = 'pca' if codes.shape[1] > 1 else 'random'
+    points = TSNE(perplexity=min(30, n // 4), init=start, random_state=seed).fit_transform(codes)
     kept = float(trustworthiness(codes, points, n_neighbors=5))
     return dict(representation=name, images=n, trustworthiness=kept, points=np.round(points, 2).tolist(),
                 classes=None if classes is None else classes.tolist())

@@ -333,7 +333,7 @@ def distance_records(
     data: ImageData,
     net: FeatureNet,  # the feature extractor
     name: str = 'model',  # what to call the model in the records
-    most: int = 250,  # samples, or fewer where half of the test images are fewer; classes are counted in all
+    most: int = 250,  # samples, or fewer where half of the test images are fewer; classes are counted in up to 1,000
     inception: nn.Module | None = None,  # a second extractor, for frechet_inception and kernel_inception: FID and KID
 ) -> list:  # records with representation, images, number, distances and shares; the floor and the ceiling first
     "How far samples are from held-out images, with as many real images as the floor; None where they are not finite."

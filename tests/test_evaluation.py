@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -257,3 +258,39 @@ def test_reports_want_evaluated_runs_that_are_whole(folder):
     (folder / 'plain' / 'eval.json').write_text('{"few_label": [')
     status, _, err = call(folder, 'report', 'plain')
     assert status == 2 and 'damaged' in err and len(err.splitlines()) == 1
+
+
+def test_untrained_networks_of_two_architectures_are_two_floors():
+    data, shared = load_data('digits'), {}
+    def untrained(dim):
+        model = create_model('cebm', data.in_shape, latent_dim=dim)
+        found = evaluate(model, data, 'own', parts=['neighbours'], shared=shared)['neighbours']
+        return next(r['confusion'] for r in found if r['representation'] == 'untrained cebm')
+    small, large = untrained(4), untrained(32)
+    assert small != large and untrained(4) == small
+
+
+class Constant(nn.Module):
+    in_shape = (1, 8, 8)
+
+    def encode(self, x): return torch.ones(len(x), 3)
+
+
+class Narrow(nn.Module):
+    in_shape = (1, 8, 8)
+
+    def encode(self, x): return x.flatten(1).mean(1, keepdim=True)
+
+
+def test_representations_without_spread_or_of_one_dimension():
+    data = load_data('digits')
+    assert evaluate(Constant(), data, parts=['map'])['skipped'] == ['map: all images look the same']
+    narrow = evaluate(Narrow(), data, parts=['map', 'neighbours', 'clusters'])
+    assert {r['representation'] for r in narrow['map']} == {'pixel', 'Narrow'}
+
+
+def test_a_class_that_only_training_images_have():
+    data = load_data('digits')
+    few = replace(data, test=data.test.subset(data.test.labels < 2))
+    result = evaluate(create_model('cebm', data.in_shape, latent_dim=2), few, 'own', parts=['neighbours'])
+    assert {len(r['confusion']) for r in result['neighbours']} == {10}
