@@ -232,6 +232,7 @@ def _latent_pictures(chains, test, training, columns):
         rows[f'dimension {dimension}'] = chains(along, 100, test[:1], traversal_values(columns))
     return pictures | {'traversals': rows}
 
+# %% ../nbs/16_conditional.ipynb #fc586a37
 def conditional_records(
     run,  # a trained run of an energy-based model
     data: ImageData,  # of the shape that the model is for

@@ -79,6 +79,7 @@ class LayerStatistics(nn.Module):
             for hook in held: hook.remove()
         return torch.cat([f.float() for f in found], 1)
 
+# %% ../nbs/14_detection.ipynb #2c852972
 class FeatureDensity:
     "A mixture of Gaussians over features, in their first principal components; with one component, Mahalanobis."
 
@@ -104,6 +105,7 @@ class FeatureDensity:
         "Log-densities, (N, D) -> (N,)."
         return self.mixture.score_samples(self.whiten(features))
 
+# %% ../nbs/14_detection.ipynb #0bb52daa
 def complexity(images: ImageSet) -> np.ndarray:
     "Bytes of each image after compression, (N,)."
     return np.array([len(zlib.compress(image.tobytes(), 9)) for image in images.images.cpu().numpy()], float)
@@ -132,6 +134,7 @@ def real_ood_sets(
             if name == 'mnist': found['mnist-5k'] = load_data('mnist-5k').test
     return found
 
+# %% ../nbs/14_detection.ipynb #880fa8a3
 def outlier_sets(
     data: ImageData,  # the in-distribution data
     most: int = 2000,  # images in a set

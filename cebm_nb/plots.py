@@ -129,12 +129,17 @@ def is_floor(
     "Whether it is one that every model has to stand above."
     return name in ('pixel', 'PCA', 'HOG', 'real', 'noise') or name.startswith('untrained ')
 
+# %% ../nbs/12_plots.ipynb #17fc2680
 def _line_styles(names, groups) -> dict:  # names to colour, dashes and label; the first of a group has the label
     groups = {name: (groups or {}).get(name, name) for name in names}
     labels = list(dict.fromkeys(groups.values()))
     others = itertools.cycle(colormaps['tab20'].colors)
     def kind(label): return label.split(',')[0].split(' (')[0].removeprefix('untrained ')
-    colour = {label: _colours.get(kind(label)) or next(others) for label in labels}
+    colour = {}
+    for label in labels:
+        own = _colours.get(kind(label))
+        taken = any(colour[other] == own and is_floor(other) == is_floor(label) for other in colour)
+        colour[label] = next(others) if own is None or taken else own
     first = {label: name for name, label in reversed(groups.items())}
     return {name: dict(color=colour[label], ls='--' if is_floor(name) else '-',
                        label=as_label(label) if first[label] == name else None)
@@ -147,6 +152,7 @@ def _lines_axes(styles) -> tuple:  # a figure and axes for such lines, and a fun
     return fig, ax, lambda: ax.legend(frameon=False, fontsize=8 if many
                                       else None, **dict(loc='center left', bbox_to_anchor=(1, 0.5)) if many else {})
 
+# %% ../nbs/12_plots.ipynb #2f5d72a5
 def plot_few_label(
     records: list,  # the few-label records of eval.json
     groups: dict | None = None,  # names that share a colour, to the name of their group

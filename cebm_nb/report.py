@@ -346,6 +346,7 @@ def headline_figures(
     distances = [r['frechet'] for r in of('samples') if r['frechet'] is not None]
     return found | ({'Fréchet': min(distances)} if distances else {})
 
+# %% ../nbs/18_report.ipynb #e9e4212d
 def headline_floors(
     runs: list,  # EvaluatedRuns on one data set
 ) -> dict:  # names to figures
@@ -361,6 +362,7 @@ def headline_floors(
             floors[name] = figures | floors.get(name, {})
     return {name: floors[name] for name in sorted(floors, key='real'.__eq__)}
 
+# %% ../nbs/18_report.ipynb #b90afb43
 def headline_table(
     runs: list,  # EvaluatedRuns on one data set
 ) -> pd.DataFrame:  # of text, the best of the models Strong
@@ -387,6 +389,7 @@ def headline_table(
     quoted = published_table(runs[0].result['data'])
     return pd.concat([table, *[quoted] * bool(len(quoted))]).fillna('')
 
+# %% ../nbs/18_report.ipynb #f8abd663
 def headline_sentence(
     records: list,  # few-label records of all runs on one data set
     groups: dict,  # titles of runs to the name of their group of seeds
