@@ -6,7 +6,7 @@
 __all__ = ['published_labels', 'published', 'published_table', 'EvaluatedRun', 'read_run', 'without_evaluation', 'read_runs',
            'flat', 'command_line', 'training_command', 'merge_results', 'Code', 'Strong', 'as_text', 'markdown_table',
            'folded', 'as_html', 'with_pictures', 'latex_table', 'runs_table', 'machines', 'records_table',
-           'group_seeds', 'seeds_table', 'headline_figures', 'headline_floors', 'headline_table', 'headline_sentence',
+           'group_seeds', 'headline_figures', 'headline_floors', 'headline_table', 'headline_sentence',
            'section_figures', 'run_pictures', 'copy_picture', 'write_report', 'make_card', 'card_text', 'pack_model']
 
 # %% ../nbs/18_report.ipynb #2a6d9550
@@ -312,22 +312,6 @@ def group_seeds(
     def name(model, same): return model if models.count(model) == 1 else same[0].title
     return {f'{name(model, same)}, {len(same)} seeds': same for model, same in zip(models, groups)}
 
-# %% ../nbs/18_report.ipynb #c3c6265e
-def seeds_table(
-    runs: list,  # EvaluatedRuns on one data set
-) -> pd.DataFrame:  # empty where no model was trained with two seeds
-    "Few-label accuracies over seeds, in per cent: a row for each command that was run with several."
-    rows = {}
-    for name, same in group_seeds(runs).items():
-        values = {}
-        for run in same:
-            for r in run.result['few_label']:
-                if r['representation'] == run.result['model'] and r['read_out'] == 'logistic':
-                    values.setdefault(str(r['labels_per_class']), []).append(100 * r['accuracy_mean'])
-        rows[name] = {n: f'{np.mean(v):.1f}' + (f' ± {np.std(v, ddof=1):.1f}' if len(v) > 1 else '')
-                      for n, v in values.items()}
-    return pd.DataFrame.from_dict(rows, orient='index').fillna('')
-
 # %% ../nbs/18_report.ipynb #7fa76a23
 def headline_figures(
     result: dict,  # what eval.json holds
@@ -500,7 +484,8 @@ def _section(runs, out, root, with_pictures):
              'Accuracies in % at so many labels a class (logistic regression; spreading: label spreading), of the '
              'nearest training image (1-NN), AUROC in % against another data set by the score that training images '
              'chose (floors: distance to the nearest training image), and Fréchet distance of the nearest set of '
-             'samples. Mean ± sd over seeds. Published rows: Wu et al. 2021, by the read-out `paper`.']
+             'samples. Mean ± sd over seeds.'
+             + ' Published rows: Wu et al. 2021, by the read-out `paper`.' * bool(len(published_table(data)))]
     if with_pictures: lines += _strips(runs, groups, out, slug)
     if told: lines += ['### Not run, and left out', '\n'.join(f'- {as_text(line)}' for line in told)]
     if 'learning' in figures:
@@ -508,9 +493,6 @@ def _section(runs, out, root, with_pictures):
         lines += ['### learning', 'Accuracy along each run, on training images held out from a classifier with ten '
                   'labels a class (`health.csv`); no test image is used.',
                   f'![learning curves on {as_text(data)}](figures/{slug}-learning.png)']
-    if len(found := seeds_table(runs)):
-        lines += ['### seeds', 'Over seeds: the mean of the few-label accuracies in %, ± the standard deviation '
-                  'between runs that differ only in their seed.', markdown_table(found)]
     for part in evaluation_parts:
         found = _tables(part, merged, data)
         pictures = {run.title: run_pictures(run).get(part, []) for run in runs} if with_pictures else {}
