@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FAMILIES', 'ENCODERS', 'SAMPLERS', 'DATA_SETS', 'energy_presets', 'vae_presets', 'bigan_presets', 'MODELS',
            'UserError', 'one_line', 'check_name', 'extra', 'Registry', 'check_types', 'check_numbers',
-           'SamplerSettings', 'BufferSettings', 'OptimiserSettings', 'Settings', 'EnergySettings',
+           'SamplerSettings', 'BufferSettings', 'OptimiserSettings', 'AugmentSettings', 'Settings', 'EnergySettings',
            'AdversarialSettings', 'change', 'ModelOptions', 'CEBMOptions', 'MixtureOptions', 'IGEBMOptions',
            'VAEOptions', 'MixtureVAEOptions', 'BiGANOptions', 'MixtureBiGANOptions', 'ModelKind', 'trainable_names',
            'get_settings', 'Budget', 'Config', 'check_values', 'read_file', 'read_document']
@@ -159,6 +159,16 @@ class OptimiserSettings:
         check_numbers(self, 'learning_rate grad_clip', 'warmup', 'beta1 beta2')
         if not 0 <= self.average < 1: raise UserError(f'average must be from 0 to below 1, got {self.average}')
 
+@dataclass(frozen=True)
+class AugmentSettings:
+    "How an image is changed at random each time that it is learned from."
+    shift: int = 0  # move it by up to this many pixels along each axis
+    flip: bool = False  # mirror it, left to right, every other time
+
+    def __post_init__(self):
+        check_types(self)
+        check_numbers(self, '', 'shift')
+
 # %% ../nbs/03_settings.ipynb #5c118b08
 @dataclass(frozen=True)
 class Settings:
@@ -167,6 +177,7 @@ class Settings:
     default_epochs: float = 150  # the budget where none is given, in passes over the training set
     rollbacks: int = 6  # how often a run that diverges goes back to its last healthy checkpoint; 0: never
     optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
 
     def __post_init__(self):
         check_types(self)
