@@ -73,7 +73,7 @@ FAMILIES = Registry('family', gaussian='cebm_nb.families:Gaussian', full_gaussia
                     bernoulli='cebm_nb.families:Bernoulli', categorical='cebm_nb.families:Categorical',
                     gamma='cebm_nb.families:Gamma', von_mises='cebm_nb.families:VonMises')
 ENCODERS = Registry('encoder', conv='cebm_nb.encoders:ConvEncoder', residual='cebm_nb.encoders:ResidualEncoder',
-                    mlp='cebm_nb.encoders:MLPEncoder')
+                    oriented='cebm_nb.encoders:OrientedEncoder', mlp='cebm_nb.encoders:MLPEncoder')
 SAMPLERS = Registry('sampler', sgld='cebm_nb.sgld:SGLD.from_settings')
 DATA_SETS = Registry('data set', **{name: f'cebm_nb.data:{name.replace("-", "_")}' for name in
     ('mnist-5k', 'digits', 'digits-m', 'fashion-mnist', 'mnist', 'emnist-digits', 'cifar10', 'svhn', 'svhn-extra',
