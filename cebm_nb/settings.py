@@ -296,12 +296,16 @@ class VAEOptions(ModelOptions):
     "Options of a VAE."
     family: str = 'gaussian'  # of the latent variables, one of FAMILIES
     learn_prior: bool = False  # train the prior too
+    encoder: str | None = None  # one of ENCODERS; none: the convolutions of the paper
+    encoder_options: dict = field(default_factory=dict)  # further arguments of the encoder's class
 
 @dataclass(frozen=True)
 class MixtureVAEOptions(ModelOptions):
     "Options of a GMM-VAE."
     family: str = 'gaussian'  # of the latent variables, one of FAMILIES
     learn_prior: bool = True  # train the prior too, as in the paper
+    encoder: str | None = None  # one of ENCODERS; none: the convolutions of the paper
+    encoder_options: dict = field(default_factory=dict)  # further arguments of the encoder's class
     components: int = 20  # mixture components K
 
 @dataclass(frozen=True)
@@ -309,6 +313,8 @@ class BiGANOptions(ModelOptions):
     "Options of a BiGAN."
     family: str = 'gaussian'  # of the latent variables, one of FAMILIES
     generator: str = 'wide'  # wide, or original
+    encoder: str | None = None  # one of ENCODERS; none: the convolutions of the paper
+    encoder_options: dict = field(default_factory=dict)  # further arguments of the encoder's class
 
 @dataclass(frozen=True)
 class MixtureBiGANOptions(BiGANOptions):
