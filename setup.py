@@ -18,15 +18,16 @@ readme = readme.replace('](nbs/images/', f"]({page.replace('/blob/', '/raw/')}/n
 
 
 class BuildWithExperiments(build_py):
-    "Beside the modules, the experiment notebooks and grids, which `cebm sweep` runs."
+    "Beside the modules, the experiment notebooks, grids and recipes."
 
     def run(self):
         super().run()
         if getattr(self, 'editable_mode', False): return  # a checkout has them in nbs
-        folder = Path(self.build_lib)/cfg['lib_name']/'experiments'
-        self.mkpath(str(folder))
-        for path in sorted((here/'nbs'/'experiments').glob('*.*')):
-            if path.suffix in ('.ipynb', '.yaml'): self.copy_file(str(path), str(folder/path.name))
+        source, target = here/'nbs'/'experiments', Path(self.build_lib)/cfg['lib_name']/'experiments'
+        for path in sorted([*source.glob('*.ipynb'), *source.glob('*.yaml'), *source.glob('recipes/*.yaml')]):
+            to = target/path.relative_to(source)
+            self.mkpath(str(to.parent))
+            self.copy_file(str(path), str(to))
 
 
 setup(

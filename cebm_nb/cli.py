@@ -26,7 +26,7 @@ import tyro
 
 from . import __version__
 from .settings import (DATA_SETS, ENCODERS, FAMILIES, MODELS, SAMPLERS, Config, UserError, check_name,
-                              get_settings, one_line, read_document, read_file, trainable_names)
+                              get_settings, one_line, read_configuration, read_document, trainable_names)
 
 # %% ../nbs/25_cli.ipynb #3455f56a
 _runs = Annotated[tuple[str, ...], tyro.conf.Positional]
@@ -116,7 +116,7 @@ class Train:
     status 130."""
     out: str | None = None  # run folder; a new one below runs/ by default
     resume: str | None = None  # go on with the run in this folder; with a budget, --device, --root, --quiet only
-    config: str | None = None  # a configuration to begin with, JSON or YAML, such as a run's config.json
+    config: str | None = None  # a configuration to begin with: a recipe (clothes), or JSON or YAML, such as a run's config.json
     print_config: bool = False  # print the configuration, and train nothing
     root: str | None = None  # folder for downloaded data; ~/.cache/cebm_nb by default
     quiet: bool = False  # no progress bar
@@ -165,8 +165,7 @@ def _peek(args: list, name: str) -> str | None:  # the value of an option, befor
 def base_config(args: list) -> Config:
     "The configuration that `--config`, `--model` and `--preset` name, before the other options."
     given = _peek(args, 'config')
-    document = read_file(given) if given else {}
-    if not isinstance(document, dict): raise UserError(f'{given} must hold names and values')
+    document = read_configuration(given) if given else {}
     for name in ('model', 'preset'):
         if value := _peek(args, name):
             changed = document.get(name, dict(model='cebm', preset='cpu')[name]) != value

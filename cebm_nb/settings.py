@@ -8,7 +8,8 @@ __all__ = ['FAMILIES', 'ENCODERS', 'SAMPLERS', 'DATA_SETS', 'energy_presets', 'v
            'SamplerSettings', 'BufferSettings', 'OptimiserSettings', 'AugmentSettings', 'Settings', 'EnergySettings',
            'AdversarialSettings', 'change', 'ModelOptions', 'CEBMOptions', 'MixtureOptions', 'IGEBMOptions',
            'VAEOptions', 'MixtureVAEOptions', 'BiGANOptions', 'MixtureBiGANOptions', 'ModelKind', 'trainable_names',
-           'get_settings', 'Budget', 'Config', 'check_values', 'read_file', 'read_document']
+           'get_settings', 'Budget', 'Config', 'check_values', 'read_file', 'read_document', 'experiments_folder',
+           'recipe_names', 'read_configuration']
 
 # %% ../nbs/03_settings.ipynb #aea1fe84
 import difflib
@@ -435,3 +436,28 @@ def read_document(
     kind = MODELS.find(check_name('model', model, trainable_names()))
     base = Config(model=model, preset=preset, options=kind.options(), settings=get_settings(preset, model))
     return change(base, document)
+
+# %% ../nbs/03_settings.ipynb #d76337aa
+def experiments_folder() -> Path:
+    """The folder with the experiment notebooks, grids and recipes that come with this package; raises FileNotFoundError
+    where it is missing."""
+    package = Path(importlib.import_module('cebm_nb').__file__).parent
+    for folder in (package.parent / 'nbs' / 'experiments', package / 'experiments'):
+        if (folder / 'train.ipynb').is_file(): return folder
+    raise FileNotFoundError(f'the experiment notebooks are missing, neither {package.parent / "nbs" / "experiments"} '
+                            f'nor {package / "experiments"} has them; install cebm_nb again')
+
+def recipe_names() -> list:
+    "The recipes that come with this package."
+    return sorted(path.stem for path in (experiments_folder() / 'recipes').glob('*.yaml'))
+
+def read_configuration(
+    source: str | Path,  # a file, JSON or YAML, or one of `recipe_names`
+) -> dict:
+    "The document in a file or of a recipe; raises UserError where it is missing or holds something else."
+    if not Path(source).suffix and not Path(source).exists():
+        name = check_name('recipe', str(source), recipe_names() + ['a file'])
+        source = experiments_folder() / 'recipes' / f'{name}.yaml'
+    document = read_file(source)
+    if not isinstance(document, dict): raise UserError(f'{source} must hold names and values')
+    return document
