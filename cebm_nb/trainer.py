@@ -411,12 +411,22 @@ def try_energy(energy: FrozenEnergy, data):
 
 # %% ../nbs/05_trainer.ipynb #ca079d74
 @patch
+def views(self: EnergyTrainer) -> tuple:
+    "Tensors that the terms of a subclass read, drawn anew in each update."
+    return ()
+
+@patch
+def terms(self: EnergyTrainer, *views: Tensor) -> tuple:
+    "Scalars that a subclass adds to the loss; they stand at the end of `measured`."
+    return ()
+
+@patch
 def learn(self: EnergyTrainer, x: Tensor, used: float) -> dict:
     "Move some chains, then the weights: data down, samples up."
     index, chains = self.buffer.draw(len(x), self.generator)
     self.energy.refresh()
     samples = reflect(self.sampler(self.energy, chains, self.generator).detach(), self.reach)
-    numbers, = self.graphs(self.contrast, x, samples, self.buffer.counted[index])
+    numbers, = self.graphs(self.contrast, x, samples, self.buffer.counted[index], *self.views())
     row = dict(zip(self.measured, numbers.unbind()))
     self.take_step(row.pop('loss'), row['grad_norm'], used)
     self.buffer.update(index, samples)
@@ -427,14 +437,16 @@ def contrast(self: EnergyTrainer,
     x: Tensor,  # a batch of data
     samples: Tensor,  # where the chains are, likewise
     counted: Tensor,  # which of them count, (B,)
+    *views: Tensor,  # what `terms` reads
 ) -> tuple:  # one tensor, the numbers named in `measured`
     "Leave the gradient of the objective in the weights."
     energy = energy_function(self.model)
     with self.half(): energy_data, energy_samples = energy(torch.cat([x, samples])).chunk(2)
     loss, gap = self.objective(energy_data, energy_samples, counted), energy_gap(energy_data, energy_samples, counted)
+    loss = loss + sum(terms := self.terms(*views))
     norm, most = self.backward(loss), self.settings.max_gap or math.inf
     waiting = (~(gap <= most)).to(gap.dtype)
-    numbers = (loss, energy_data.mean(), gap + energy_data.mean(), gap, norm, waiting)
+    numbers = (loss, energy_data.mean(), gap + energy_data.mean(), gap, norm, waiting, *terms)
     return (torch.stack(numbers).detach(),)
 
 # %% ../nbs/05_trainer.ipynb #5c801613
