@@ -29,7 +29,7 @@ def test_readme_is_the_index_notebook(tmp_path):
     assert made.read_text() == (ROOT / 'README.md').read_text(), 'run make readme and commit'
 
 
-PARTS = dict(method='families conjugacy models settings sgld trainer toys likelihood', images='data encoders', baselines='vae bigan',
+PARTS = dict(method='families conjugacy models settings sgld trainer toys likelihood', images='data encoders', baselines='vae bigan guided',
              evaluation='plots representation detection samples conditional evaluation report', running='storage zoo runs fast bench sweep cli')
 
 

@@ -22,8 +22,8 @@ from cebm_nb.storage import load_weights
 from cebm_nb.trainer import DivergenceError, EnergyTrainer
 from cebm_nb.zoo import create_model, load_model
 
-KILLS = int(os.environ.get('CEBM_KILLS', 1))  # for each of seven models; CEBM_KILLS=4 is the long form
-MODELS = ['cebm', 'gmm-cebm', 'igebm', 'vae', 'gmm-vae', 'bigan', 'gmm-bigan']
+KILLS = int(os.environ.get('CEBM_KILLS', 1))  # for each of eight models; CEBM_KILLS=4 is the long form
+MODELS = ['cebm', 'gmm-cebm', 'igebm', 'guided-cebm', 'vae', 'gmm-vae', 'bigan', 'gmm-bigan']
 FAST = dict(data='digits', preset='smoke', progress=False, validate_every=0, options=dict(latent_dim=16))
 
 
