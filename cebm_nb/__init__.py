@@ -10,6 +10,7 @@ _names = {
     'models': 'CEBM IGEBM EnergyModel Encodes',
     'vae': 'VAE',
     'bigan': 'BiGAN',
+    'guided': 'GuidedCEBM',
     'conjugacy': 'Prior MixturePrior',
     'sgld': 'SGLD GibbsLangevin ReplayBuffer',
     'likelihood': 'bracket log_partition',
@@ -18,8 +19,9 @@ _names = {
     'samples': 'sample_images',
     'settings': 'MODELS FAMILIES ENCODERS SAMPLERS DATA_SETS ModelKind UserError get_settings',
 }
-_modules = ('families conjugacy models settings sgld trainer toys likelihood data encoders vae bigan plots '
-            'representation detection samples conditional evaluation report storage zoo runs fast bench sweep cli').split()
+_modules = ('families conjugacy models settings sgld trainer toys likelihood data encoders vae bigan guided plots '
+            'representation detection samples conditional evaluation report storage zoo runs fast bench sweep '
+            'cli').split()
 _where = {name: module for module, names in _names.items() for name in names.split()}
 __all__ = [*_where, 'families', '__version__']
 
