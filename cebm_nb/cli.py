@@ -116,7 +116,7 @@ class Train:
     status 130."""
     out: str | None = None  # run folder; a new one below runs/ by default
     resume: str | None = None  # go on with the run in this folder; with a budget, --device, --root, --quiet only
-    config: str | None = None  # a configuration to begin with: a recipe (clothes), or JSON or YAML, such as a run's config.json
+    config: str | None = None  # what to begin with: a recipe (clothes), or a file, such as a run's config.json
     print_config: bool = False  # print the configuration, and train nothing
     root: str | None = None  # folder for downloaded data; ~/.cache/cebm_nb by default
     quiet: bool = False  # no progress bar
@@ -166,10 +166,14 @@ def base_config(args: list) -> Config:
     "The configuration that `--config`, `--model` and `--preset` name, before the other options."
     given = _peek(args, 'config')
     document = read_configuration(given) if given else {}
+    if any(_peek(args, name) for name in ('steps', 'epochs', 'minutes')): document.pop('budget', None)
     for name in ('model', 'preset'):
         if value := _peek(args, name):
             changed = document.get(name, dict(model='cebm', preset='cpu')[name]) != value
             if changed:
+                if lost := [word for word in ('options', 'settings')[name == 'preset':] if document.get(word)]:
+                    print(f'--{name} {value}: the {" and ".join(lost)} in {given} are for another, and are left out',
+                          file=sys.stderr)
                 document = {k: v for k, v in document.items() if k not in ('settings',
                     *['options'] * (name == 'model'))} | {name: value}
     return read_document(document)

@@ -145,13 +145,15 @@ class OrientedGradients(nn.Module):
         softening: float = 0.02,  # epsilon, in units of [-1, 1]: weaker edges hardly have a direction
     ):
         super().__init__()
+        if not (bins > 0 and cell > 0 and softening > 0): raise UserError('bins, cell and softening must be positive')
         self.cell, self.softening = cell, softening
         angles = torch.arange(bins).view(-1, 1, 1) * torch.pi / bins
-        self.register_buffer('directions', torch.stack([torch.cos(2 * angles), torch.sin(2 * angles)]), persistent=False)
+        self.register_buffer('directions', torch.stack([(2 * angles).cos(), (2 * angles).sin()]), persistent=False)
 
     def histograms(self, x: Tensor) -> Tensor:
         "Before they are divided by their length: (B, C, bins, rows, columns)."
-        x = F.pad(x, (1, 1, 1, 1), mode='replicate')
+        x = torch.cat([x[..., :1, :], x, x[..., -1:, :]], -2)  # edges repeated
+        x = torch.cat([x[..., :1], x, x[..., -1:]], -1)
         across, down = (x[..., 1:-1, 2:] - x[..., 1:-1, :-2]) / 2, (x[..., 2:, 1:-1] - x[..., :-2, 1:-1]) / 2
         square = across**2 + down**2 + self.softening**2
         cos, sin = (across**2 - down**2) / square, 2 * across * down / square

@@ -65,7 +65,7 @@ class GuidedTrainer(EnergyTrainer):
 
     def terms(self, views: Tensor) -> tuple:
         "The weighted loss, a scalar."
-        with self.half(): one, other = self.model.encode(views).chunk(2)
+        with self.half(): one, other = self.model.prior.encode(self.model.suff_stats(views)).chunk(2)
         return self.settings.guidance * guidance_loss(one.float(), other.float(), self.settings.softness),
 
 class GuidedCEBM(CEBM):

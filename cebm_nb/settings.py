@@ -164,7 +164,7 @@ class OptimiserSettings:
 class AugmentSettings:
     "How an image is changed at random each time that it is learned from."
     shift: int = 0  # move it by up to this many pixels along each axis
-    flip: bool = False  # mirror it, left to right, every other time
+    flip: bool = False  # mirror it, left to right, with a chance of one half
 
     def __post_init__(self):
         check_types(self)
@@ -211,7 +211,7 @@ class ViewSettings:
     crop: float = 0.6  # smallest side of the part that is seen, as a part of the image's side
     turn: float = 0.2  # largest turn, in radians
     light: float = 0.4  # largest change of the light, as a part of it
-    flip: bool = False  # mirror, left to right, every other time
+    flip: bool = False  # mirror, left to right, with a chance of one half
 
     def __post_init__(self):
         check_types(self)
@@ -481,7 +481,7 @@ def read_configuration(
     source: str | Path,  # a file, JSON or YAML, or one of `recipe_names`
 ) -> dict:
     "The document in a file or of a recipe; raises UserError where it is missing or holds something else."
-    if not Path(source).suffix and not Path(source).exists():
+    if not Path(source).suffix and not Path(source).is_file():
         name = check_name('recipe', str(source), recipe_names() + ['a file'])
         source = experiments_folder() / 'recipes' / f'{name}.yaml'
     document = read_file(source)

@@ -76,7 +76,8 @@ def _rows(block):
     if tag is not None and not str(tag).replace('-', '').replace('_', '').replace('.', '').isalnum():
         raise UserError(f'tag must be letters, digits and dashes, got {tag!r}')
     budget = {word: block.pop(word) for word in _budgets if word in block}
-    space, trials = block.pop('search', {}), block.pop('trials', 1)
+    searched = {'search', 'trials'} & set(block)
+    space, trials = block.pop('search', None), block.pop('trials', None)
     rest = {k: v for k, v in block.items() if k not in (*_axes, 'tag', 'root')} | (dict(budget=budget) if budget
         else {})
     lists = [v if isinstance(v := block.get(axis, usual), list) else [v] for axis, usual in _axes.items()]
@@ -86,8 +87,8 @@ def _rows(block):
         config = read_document(document)  # what cannot be trained is told here
         if config.device != 'auto': parse_device(config.device)
         name = '-'.join([file_name(str(data)), str(model), f's{seed}', *([str(tag)] if tag else [])])
-        if not space: yield Row(name, document, block.get('root'))
-        for trial, row in enumerate(draw_trials(document, space, trials) if space else []):
+        if not searched: yield Row(name, document, block.get('root'))
+        for trial, row in enumerate(draw_trials(document, space, trials) if searched else []):
             yield Row(f'{name}-t{trial}', row, block.get('root'), dict(study=name, trial=trial, space=space))
 
 # %% ../nbs/25_sweep.ipynb #0fdab45c
@@ -120,28 +121,37 @@ def read_grid(
         if twice := sorted(name for name, n in Counter(row.name for row in rows).items() if n > 1):
             raise UserError(f'several rows are named {", ".join(twice)}; give each block a tag')
         if not rows: raise UserError('it has no rows')
+        if any(row.trial for row in rows) and 'few-label' not in grid.parts:
+            raise UserError('a search is scored by few-label, so parts must have it')
     except (ValueError, TypeError) as error:
         raise UserError(f'{path}: {one_line(error)}') from None
     return grid
 
 # %% ../nbs/25_sweep.ipynb #dba1435d
-def _range(name, values, now):  # what optuna calls a distribution
-    d = extra('optuna', 'search').distributions
-    try:
-        if isinstance(values, list): found, held = d.CategoricalDistribution(values), now in values
-        else:
-            for word in values: check_name('word of a range', word, ['low', 'high', 'log'])
-            found = d.FloatDistribution(float(values['low']), float(values['high']), log=values.get('log', False))
-            held = found.low <= now <= found.high
-    except (TypeError, KeyError, ValueError) as error:
-        raise UserError(f'{name}: a range must be a list of values, or low and high and perhaps log: '
-                        f'{one_line(error)}') from None
-    if not held: raise UserError(f'{name} must have its value without a search, {now!r}, within its range')
-    return found
+def _range(name, values, now):  # what optuna calls a distribution; `now` is the value without a search
+    d, number = extra('optuna', 'search').distributions, isinstance(now, int | float) and not isinstance(now, bool)
+    if isinstance(values, list) and values:
+        kinds = {int, float} if isinstance(now, float) else {type(now)}
+        if now is not None and not {type(value) for value in values} <= kinds | {type(None)}:
+            raise UserError(f'{name} is {now!r} and cannot be each of {values!r}; numbers are written like 3.0e-4')
+        return d.CategoricalDistribution(values)
+    if not isinstance(values, dict) or not {'low', 'high'} <= set(values) <= {'low', 'high', 'log'}:
+        raise UserError(f'{name}: a range must be a list of values, or low and high and perhaps log, got {values!r}')
+    low, high, log = values['low'], values['high'], values.get('log', False)
+    if not number: raise UserError(f'{name} is {now!r} without a search, so its range must be a list of values')
+    if not all(type(end) in (int, float) and math.isfinite(end) for end in (low, high)) or not isinstance(log, bool):
+        raise UserError(f'{name}: low and high must be numbers, written like 3.0e-4, and log true or false, got '
+                        f'{values!r}')
+    try: return (d.IntDistribution if isinstance(now, int) else d.FloatDistribution)(low, high, log=log)
+    except ValueError as error: raise UserError(f'{name}: {one_line(error)}') from None
+
+def _holds(values, now):  # whether a range has a value
+    return now in values if isinstance(values, list) else values['low'] <= now <= values['high']
 
 def _looked_up(document, name):  # a setting by its dotted name, in the document of a run or as the preset has it
     place = asdict(read_document(document))
-    for part in name.split('.'): place = place[check_name('setting', part, list(place) if isinstance(place, dict) else [])]
+    for part in str(name).split('.'):
+        place = place[check_name('setting', part, list(place) if isinstance(place, dict) else [])]
     return place
 
 def _changed(document, changes) -> dict:  # the document with other settings, by their dotted names
@@ -159,14 +169,26 @@ def draw_trials(
     space: dict,  # dotted names of settings to ranges: a list of values, or low, high and perhaps log
     trials: int,  # how many
     seed: int = 0,  # of the draws
-) -> list:  # documents, the first as it was given
-    "What a search tries: always the same for the same arguments. Raises UserError on ranges that make no sense."
-    if not isinstance(space, dict): raise UserError(f'search must be names and ranges, got {space!r}')
-    if isinstance(trials, bool) or not isinstance(trials, int) or not 1 <= trials <= 1000:
-        raise UserError(f'trials must be from 1 to 1,000, got {trials!r}')
-    ranges = {name: _range(name, values, _looked_up(document, name)) for name, values in space.items()}
+) -> list:  # documents, all different, the first as it was given
+    """What a search tries: always the same for the same arguments. Raises UserError on ranges that make no sense, hold
+    what cannot be trained, or fewer settings than trials."""
+    if not isinstance(space, dict) or not space: raise UserError(f'search must be names and ranges, got {space!r}')
+    if isinstance(trials, bool) or not isinstance(trials, int) or not 2 <= trials <= 1000:
+        raise UserError(f'a search needs trials, a number from 2 to 1,000, got {trials!r}')
+    stands = {name: _looked_up(document, name) for name in space}
+    ranges = {name: _range(name, values, stands[name]) for name, values in space.items()}
+    for name, now in stands.items():
+        if not _holds(space[name], now): raise UserError(f'{name} must have its value without a search, {now!r}, '
+                                                         f'within its range')
     study = _study(optuna := extra('optuna', 'search'), optuna.samplers.RandomSampler(seed))
-    return [document] + [_changed(document, study.ask(ranges).params) for _ in range(trials - 1)]
+    drawn = [stands]
+    for _ in range(100 * trials):
+        if len(drawn) == trials: break
+        if (values := study.ask(ranges).params) not in drawn: drawn.append(values)
+    if len(drawn) < trials: raise UserError(f'the ranges hold {len(drawn)} different settings, not {trials}')
+    found = [document] + [_changed(document, values) for values in drawn[1:]]
+    for one in found: check_data_name(read_document(one).data)
+    return found
 
 def _study(optuna, sampler=None, **options):  # without optuna's word that it made one
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -354,9 +376,10 @@ def write_search(grid: Grid) -> list:  # of lines that say what was found
     (out / 'search.log').unlink(missing_ok=True)
     lines = []
     for study, trials in table.groupby('study'):
+        kept = [rows[f'{study}-t{trial}'] for trial in sorted(trials.trial)]
         best, first = trials.iloc[0], trials[trials.trial == 0].score
         row = rows[f'{study}-t{best.trial}']
-        _keep_study(out, study, trials, row.trial['space'])
+        _keep_study(out, study, kept, dict(zip(trials.trial, trials.score)))
         plot_search(trials, row.trial['space']).savefig(out / f'search-{study}.png', dpi=100, bbox_inches='tight')
         (out / f'best-{study}.yaml').write_text(yaml.safe_dump(row.document, sort_keys=False))
         stands = f', as it stands {first.iloc[0]:.1f}' if len(first) else ''
@@ -365,14 +388,18 @@ def write_search(grid: Grid) -> list:  # of lines that say what was found
     return lines
 
 # %% ../nbs/25_sweep.ipynb #b2af0a5a
-def _keep_study(out, name, trials, space):  # as optuna and its dashboard read it
+def _keep_study(out, name, rows, scores):  # as optuna and its dashboard read it
     optuna = extra('optuna', 'search')
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(out / 'search.log')))
     study = _study(optuna, study_name=name, storage=storage)
-    for trial in trials.sort_values('trial').to_dict('records'):
-        values = {setting: trial[setting] for setting in space}
-        ranges = {setting: _range(setting, space[setting], values[setting]) for setting in space}
-        study.add_trial(optuna.trial.create_trial(params=values, distributions=ranges, value=trial['score']))
+    for row in rows:
+        values = {setting: _looked_up(row.document, setting) for setting in row.trial['space']}
+        ranges = {setting: _range(setting, row.trial['space'][setting], values[setting]) for setting in values}
+        score = scores[row.trial['trial']]
+        study.add_trial(optuna.trial.create_trial(params=values, distributions=ranges, value=score))
+
+def _position(values, value):  # in the list; a table has not-a-number for none
+    return values.index(value) if value in values else values.index(None)
 
 def plot_search(
     trials: pd.DataFrame,  # of one study, as `search_table` gives them
@@ -382,9 +409,9 @@ def plot_search(
     figure, axes = plt.subplots(1, len(space), figsize=(2.2 * len(space) + 0.6, 2.4), sharey=True, squeeze=False)
     first = trials[trials.trial == 0]
     for axis, (name, values) in zip(axes[0], space.items()):
-        place = (lambda column: column) if isinstance(values, dict) else lambda column: [*map(values.index, column)]
-        axis.plot(place(trials[name]), trials.score, 'o', alpha=0.7)
-        axis.plot(place(first[name]), first.score, 'o', ms=12, mfc='none', mec='k')
+        place = trials[name] if isinstance(values, dict) else trials[name].map(lambda value: _position(values, value))
+        axis.plot(place, trials.score, 'o', alpha=0.7)
+        axis.plot(place[first.index], first.score, 'o', ms=12, mfc='none', mec='k')
         if isinstance(values, list): axis.set_xticks(range(len(values)), [str(value) for value in values])
         else:
             axis.set_xscale('log' if values.get('log') else 'linear')

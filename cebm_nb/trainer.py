@@ -133,7 +133,7 @@ def check_fit(model: nn.Module, data, settings: Settings):
     a = settings.augment
     if a.flip and len(data.in_shape) != 3 or a.shift and a.shift >= min(data.in_shape[1:], default=0):
         raise UserError(f'augment.shift and augment.flip are for images, and a shift must be smaller than one; got '
-                        f'shift {a.shift} for {data.in_shape}')
+                        f'shift {a.shift} and flip {a.flip} for inputs of shape {data.in_shape}')
     if settings.batch_size > len(data.train):
         raise UserError(f'batch_size must be at most {len(data.train)}, the training images, got {settings.batch_size}')
 
@@ -143,7 +143,7 @@ def augment(
     settings: AugmentSettings,  # how far to shift, and whether to flip
     generator: torch.Generator | None = None,  # where the moves come from; on the device of x
 ) -> Tensor:  # likewise; x itself where nothing is asked for
-    "Images moved by up to `shift` pixels along each axis, their edges repeated, and mirrored with a chance of one half."
+    "Images moved by up to `shift` pixels along each axis, edges repeated, and mirrored with a chance of one half."
     if settings == AugmentSettings(): return x
     (b, *_), about = x.shape, dict(generator=generator, device=x.device)
     def places(side):  # which row, or column, is seen at each of these positions
