@@ -116,7 +116,7 @@ class Train:
     status 130."""
     out: str | None = None  # run folder; a new one below runs/ by default
     resume: str | None = None  # go on with the run in this folder; with a budget, --device, --root, --quiet only
-    config: str | None = None  # what to begin with: a recipe (clothes), or a file, such as a run's config.json
+    config: str | None = None  # what to begin with: a recipe (fashion-mnist), or a file, such as a run's config.json
     print_config: bool = False  # print the configuration, and train nothing
     root: str | None = None  # folder for downloaded data; ~/.cache/cebm_nb by default
     quiet: bool = False  # no progress bar

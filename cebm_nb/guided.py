@@ -21,27 +21,27 @@ def random_view(
     settings: ViewSettings,  # how far a view may be from its image
     generator: torch.Generator | None = None,  # where the changes come from; on the device of x
 ) -> Tensor:  # likewise
-    "A view of each image: a part of it in full size, turned, perhaps mirrored, in other light."
+    "A view of each image: a crop in full size, rotated, perhaps mirrored, with another brightness."
     def draw(low, high): return torch.empty(len(x), device=x.device).uniform_(low, high, generator=generator)
-    side, turn = draw(settings.crop, 1), draw(-settings.turn, settings.turn)
+    side, angle = draw(settings.crop, 1), draw(-settings.rotation, settings.rotation)
     mirror = torch.where(draw(0, 1) < 0.5, -1., 1.) if settings.flip else torch.ones_like(side)
     across, down = draw(-1, 1) * (1 - side), draw(-1, 1) * (1 - side)
-    cos, sin = side * turn.cos(), side * turn.sin()
+    cos, sin = side * angle.cos(), side * angle.sin()
     where = torch.stack([torch.stack([mirror * cos, -sin, across], 1), torch.stack([mirror * sin, cos, down], 1)], 1)
     grid = F.affine_grid(where, x.shape, align_corners=False)
     seen = F.grid_sample(x, grid, padding_mode='border', align_corners=False)
-    light = 1 + draw(-settings.light, settings.light)
-    return ((seen + 1) * light.view(-1, 1, 1, 1) - 1).clamp_(-1, 1)
+    brightness = 1 + draw(-settings.brightness, settings.brightness)
+    return ((seen + 1) * brightness.view(-1, 1, 1, 1) - 1).clamp_(-1, 1)
 
 # %% ../nbs/12_guided.ipynb #33868c63
 def guidance_loss(
     one: Tensor,  # representations of a view of each image, (B, D)
     other: Tensor,  # of another view of the same images, (B, D)
-    softness: float = 0.2,  # tau
+    softmax_temperature: float = 0.2,  # tau
 ) -> Tensor:  # a scalar
-    "Cross-entropy of finding the other view of each image among all views; Chen et al. 2020, arXiv:2002.05709."
+    "NT-Xent: cross-entropy of finding the other view of an image among all views, https://arxiv.org/abs/2002.05709."
     z, n = F.normalize(torch.cat([one, other]), dim=1), len(one)
-    similar = (z @ z.T / softness).fill_diagonal_(-torch.inf)  # nobody is their own partner
+    similar = (z @ z.T / softmax_temperature).fill_diagonal_(-torch.inf)  # nobody is their own partner
     partner = torch.arange(2 * n, device=z.device).roll(n)
     return F.cross_entropy(similar, partner)
 
@@ -66,7 +66,7 @@ class GuidedTrainer(EnergyTrainer):
     def terms(self, views: Tensor) -> tuple:
         "The weighted loss, a scalar."
         with self.half(): one, other = self.model.prior.encode(self.model.suff_stats(views)).chunk(2)
-        return self.settings.guidance * guidance_loss(one.float(), other.float(), self.settings.softness),
+        return self.settings.guidance * guidance_loss(one.float(), other.float(), self.settings.softmax_temperature),
 
 class GuidedCEBM(CEBM):
     """A CEBM whose posterior means are trained to agree between views of one image; after CLEL,

@@ -205,29 +205,31 @@ class EnergySettings(Settings):
             raise UserError(f'buffer.restart_prob and buffer.burn_in leave {100 * counted:.2g} % of the chains to '
                             f'learn from; lower one of them')
 
+# %% ../nbs/03_settings.ipynb #8991dce4
 @dataclass(frozen=True)
 class ViewSettings:
     "How a view of an image differs from the image."
     crop: float = 0.6  # smallest side of the part that is seen, as a part of the image's side
-    turn: float = 0.2  # largest turn, in radians
-    light: float = 0.4  # largest change of the light, as a part of it
+    rotation: float = 0.2  # largest angle, in radians
+    brightness: float = 0.4  # largest change of brightness, as a part of it
     flip: bool = False  # mirror, left to right, with a chance of one half
 
     def __post_init__(self):
         check_types(self)
-        check_numbers(self, 'crop', 'turn', 'crop light')
+        check_numbers(self, 'crop', 'rotation', 'crop brightness')
 
 @dataclass(frozen=True)
 class GuidedSettings(EnergySettings):
     "Settings of a guided CEBM."
     guidance: float = 1.0  # weight of the contrastive loss
-    softness: float = 0.2  # temperature of its softmax
+    softmax_temperature: float = 0.2  # of the contrastive loss
     views: ViewSettings = field(default_factory=ViewSettings)
 
     def __post_init__(self):
         super().__post_init__()
-        check_numbers(self, 'softness', 'guidance')
+        check_numbers(self, 'softmax_temperature', 'guidance')
 
+# %% ../nbs/03_settings.ipynb #34ab2c15
 @dataclass(frozen=True)
 class AdversarialSettings(Settings):
     "Settings of BiGAN and GMM-BiGAN."

@@ -66,6 +66,7 @@ class Grid:
         "The settings of its evaluation."
         return dict(draws=self.draws, labels=self.labels)
 
+# %% ../nbs/25_sweep.ipynb #f0e7b5ce
 _axes, _budgets = dict(data='mnist-5k', model='cebm', seed=0), [f.name for f in fields(Budget)]
 _words = [*dict.fromkeys([*_axes, *_budgets, 'tag', 'root', 'search', 'trials', *(f.name for f in fields(Config))])]
 

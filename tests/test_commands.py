@@ -240,8 +240,8 @@ def test_the_preset_shows_its_values_and_the_document_is_the_configuration(folde
     assert document.pop('settings') == run['settings'] | dict(sampler=run['settings']['sampler'] | dict(steps=7)) and document.items() <= run.items()
     (folder / 'mine.yaml').write_text('model: vae\nsettings: {batch_size: 30}\n')
     assert json.loads(call(folder, 'train', '--config', 'mine.yaml', '--print-config')[1])['settings']['batch_size'] == 30
-    assert json.loads(call(folder, 'train', '--config', 'clothes', '--print-config')[1])['options']['encoder'] == 'oriented'  # a recipe
-    assert "did you mean 'clothes'" in call(folder, 'train', '--config', 'cloths')[2]
+    assert json.loads(call(folder, 'train', '--config', 'fashion-mnist', '--print-config')[1])['options']['encoder'] == 'oriented'  # a recipe
+    assert "did you mean 'fashion-mnist'" in call(folder, 'train', '--config', 'fashion-mnits')[2]
     (folder / 'odd.yaml').write_text('model: vae\nsampler: 3\n')
     status, _, err = call(folder, 'train', '--config', 'odd.yaml')
     assert status == 2 and "unknown setting 'sampler'" in err

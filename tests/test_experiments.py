@@ -121,10 +121,10 @@ def test_an_installed_package_has_its_notebooks_and_weights(tmp_path):
     code = '''
 import cebm_nb.sweep as s, cebm_nb.zoo as m
 from cebm_nb.settings import read_configuration, read_document, recipe_names
-print(s.experiments_folder()); print(*s.grid_names()); print(*recipe_names()); read_document(read_configuration('clothes'))
+print(s.experiments_folder()); print(*s.grid_names()); print(*recipe_names()); read_document(read_configuration('fashion-mnist'))
 print(*m.pretrained_names()); [m.load_model(n) for n in m.pretrained_names()]
 assert s.run_notebook('train', dict(data='digits', preset='smoke', steps=3, out='run'), s.Path('done.ipynb')) is None
 '''
     done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, timeout=300, env=os.environ | dict(PYTHONPATH=str(tmp_path / 'site')))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [str(tmp_path / 'site' / 'cebm_nb' / 'experiments'), 'cpu paper seeds smoke', 'clothes clothes-guided', ' '.join(pretrained_names())]
+    assert done.stdout.splitlines() == [str(tmp_path / 'site' / 'cebm_nb' / 'experiments'), 'cpu paper seeds smoke', 'fashion-mnist fashion-mnist-guided', ' '.join(pretrained_names())]
