@@ -51,7 +51,11 @@ class GuidedTrainer(EnergyTrainer):
     measured = (*EnergyTrainer.measured, 'guidance')
     presets = guided_presets
 
-    def __init__(self, model, data, *args, **kwargs):
+    def __init__(self,
+        model: CEBM,  # what is trained
+        data,  # an `ImageData` of images
+        *args, **kwargs,  # as for `EnergyTrainer`
+    ):
         if len(getattr(data, 'in_shape', (1, 1, 1))) != 3:
             raise UserError(f'a guided CEBM needs images, the data have the shape {data.in_shape}; use cebm')
         super().__init__(model, data, *args, **kwargs)
