@@ -59,6 +59,7 @@ class Subject:
     draws: int = 10  # draws of labelled images
     ood_images: int | None = 2000  # images in a set of the detection; None: all
     ood_noise: float = 0.  # standard deviation of the noise added to them
+    with_floors: bool = True  # measure what a representation has to stand above, too
     root: str | Path | None = None  # folder with downloaded data, for OOD sets
     device: str = 'auto'  # where to compute
     shared: dict = field(default_factory=dict)  # what does not depend on the model, for the next one on the same data
@@ -92,6 +93,7 @@ class Subject:
 @patch(as_prop=True)
 def floors(self: Subject) -> dict:
     "What a representation has to stand above, names to functions that make the modules."
+    if not self.with_floors: return {}
     shape, config = self.data.in_shape, model_config(self.model)
     found = dict(pixel=lambda: Pixel(shape), PCA=lambda: PrincipalComponents(self.data.train))
     if HOG.reads(shape): found['HOG'] = lambda: HOG(shape)
@@ -331,7 +333,7 @@ class Detection(Part):
         "By every score that the model has; the floors first."
         s.needs('encode', 'energy', images=True)
         sets = s.once(('outliers', s.ood_images), lambda: outlier_sets(s.data, s.ood_images, root=s.root))
-        floor = s.once(('ood', s.ood_images, s.ood_noise), lambda: self.floor(s, sets))
+        floor = s.once(('ood', s.ood_images, s.ood_noise), lambda: self.floor(s, sets)) if s.floors else []
         scores = detection_scores(s.model, s.data, sets, device=s.device, noise=s.ood_noise)
         records, problems = detection_records(scores, s.name)
         chosen = choose_score(s.model, s.data, device=s.device)[0] if len(s.data.train) > 1 else None
@@ -611,11 +613,12 @@ def part_settings(
     draws: int = 10,
     ood_images: int | None = 2000,
     ood_noise: float = 0.,
+    with_floors: bool = True,
 ) -> dict:
     "The settings of an evaluation that can change the records of a part."
     of = {'few-label': dict(labels=','.join(map(str, labels)), draws=draws),
           'ood': dict(images=ood_images, noise=ood_noise)}
-    return of.get(part, {})
+    return of.get(part, {}) | ({} if with_floors else dict(floors='none'))
 
 def _stamp(s, on, data):  # what all parts of one evaluation share
     finished = (s.run.config['run']['finished'] or {}) if s.run else {}
@@ -647,7 +650,7 @@ def measured(
     for part in parts:
         started = time.monotonic()
         found = _run_part(part, s)
-        settings = part_settings(part, s.labels, s.draws, s.ood_images, s.ood_noise)
+        settings = part_settings(part, s.labels, s.draws, s.ood_images, s.ood_noise, s.with_floors)
         yield part, found, dict(seconds=round(time.monotonic() - started, 1), commit=commit, settings=settings)
 
 def _add(result, run, part, found, made):  # what one part found, in place of what was there of it
@@ -704,6 +707,7 @@ def evaluate(
     on: str | None = None,  # 'test', or 'valid' for choices; None: 'valid' where the data set is named .../validation
     folder: str | Path | None = None,  # where eval.json and figures go; earlier parts of the same model and data stay
     root: str | Path | None = None,  # folder with downloaded data, for OOD sets
+    with_floors: bool = True,  # measure pixels, their components, gradients and the untrained network beside it
     shared: dict | None = None,  # pass the same dict for several models on one data set: floors are computed once
     tell: Callable | None = None,  # called with (part, seconds) after each part
 ) -> dict:  # see `Evaluation`: data, a list of records for each part, skipped (sentences), how each part was made
@@ -723,9 +727,8 @@ def evaluate(
     on = check_name('part of the data', on or ('valid' if data.name.endswith('/validation') else 'test'),
                     list(data.parts))
     name = name or (run.name if run else type(model).__name__)
-    subject = Subject(model, replace(data, test=data.parts[on], valid=None), name, run,
-                      labels, draws, ood_images, ood_noise, root, device, {} if shared is None else shared,
-                      (data.fingerprint, on))
+    subject = Subject(model, replace(data, test=data.parts[on], valid=None), name, run, labels, draws, ood_images,
+                      ood_noise, with_floors, root, device, {} if shared is None else shared, (data.fingerprint, on))
     kept, stamp = EvaluationFolder(folder) if folder else None, _stamp(subject, on, data)
     result = stamp | {part_key(part): [] for part in PARTS} | dict(skipped=[], made={})
     with write_lock(folder, 'eval') if kept else nullcontext(), exact_convolutions(pick_device(device)):

@@ -78,9 +78,15 @@ class HOG(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         "`(B, C, H, W)` -> (B, 36 * blocks)."
-        hog = extra('skimage.feature', 'eval').hog
+        extra('skimage.feature', 'eval')
         images = check_inputs(self, x).cpu().float().numpy()
-        return torch.from_numpy(np.stack([hog(image, 9, (4, 4), (2, 2), channel_axis=0) for image in images])).float()
+        jobs = torch.get_num_threads() if len(images) >= 100 else 1  # processes, as it is Python from image to image
+        parts = Parallel(jobs)(delayed(_gradients)(part) for part in np.array_split(images, jobs))
+        return torch.from_numpy(np.concatenate(parts)).float()
+
+def _gradients(images):
+    hog = extra('skimage.feature', 'eval').hog
+    return np.stack([hog(image, 9, (4, 4), (2, 2), channel_axis=0) for image in images])
 
 # %% ../nbs/14_representation.ipynb #5489df94
 class PrincipalComponents(nn.Module):
@@ -108,21 +114,26 @@ def fit_classifier(
     features: np.ndarray,  # (n, D)
     labels: np.ndarray,  # (n,)
     inverse_penalty: float = 1.,  # scikit-learn's C: the smaller, the smaller the weights
-    max_iter: int = 1000,  # iterations of L-BFGS before the fit is begun again with three times as many
+    max_iter: int = 1000,  # iterations of L-BFGS before it goes on with three times as many
     attempts: int = 3,  # how often
 ) -> tuple:  # the fitted LogisticRegression, and whether it converged
-    "Multinomial logistic regression with an L2 penalty, fitted in float64 until it converges."
-    features = np.asarray(features, np.float64)
+    "Multinomial logistic regression with an L2 penalty, fitted until it converges in float64."
     weights = features.shape[1] * len(np.unique(labels))
     solver = 'newton-cholesky' if weights <= 2000 and len(features) > 10 * weights else 'lbfgs'
+    classifier = LogisticRegression(C=inverse_penalty, solver=solver, max_iter=max_iter, warm_start=True)
+    if solver == 'lbfgs' and features.size > 10_000_000:
+        _fitted(classifier, features.astype(np.float32), labels)
+        classifier.coef_ = classifier.coef_.astype(np.float64)
     for attempt in range(attempts):
-        limit = max_iter * 3**attempt
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter('always', ConvergenceWarning)
-            classifier = LogisticRegression(C=inverse_penalty, solver=solver, max_iter=limit).fit(features, labels)
-        converged = not any(issubclass(warning.category, ConvergenceWarning) for warning in told)
-        if converged or classifier.n_iter_.max() < limit: break  # more iterations would not help
+        converged = _fitted(classifier.set_params(max_iter=max_iter * 3**attempt), features.astype(np.float64), labels)
+        if converged or classifier.n_iter_.max() < classifier.max_iter: break  # more iterations would not help
     return classifier, converged
+
+def _fitted(classifier, features, labels):  # whether it says that it converged
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter('always', ConvergenceWarning)
+        classifier.fit(features, labels)
+    return not any(issubclass(warning.category, ConvergenceWarning) for warning in told)
 
 # %% ../nbs/14_representation.ipynb #2513b5f5
 inverse_penalties = (0.01, 0.1, 1., 10., 100.)
@@ -178,10 +189,8 @@ def _logistic(features, labels):
     return classifier, dict(inverse_penalty=penalty, converged=converged)
 
 def _paper(features, labels):
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter('always', ConvergenceWarning)
-        classifier = OneVsRestClassifier(LogisticRegression(solver='liblinear')).fit(features, labels)
-    converged = not any(issubclass(warning.category, ConvergenceWarning) for warning in told)
+    classifier = OneVsRestClassifier(LogisticRegression(solver='liblinear'))
+    converged = _fitted(classifier, features, labels)
     return classifier, dict(inverse_penalty=1., converged=converged)
 
 read_outs = dict(logistic=_logistic, paper=_paper)

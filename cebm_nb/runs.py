@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Callable
@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 from . import __version__
 from .data import ImageData, file_name, load_data
 from .fast import pick_device
+from .processes import Group, find_group
 from .settings import MODELS, Budget, Config, UserError, change, check_name, energy_presets, trainable_names
 from .storage import (OlderState, load_weights, read_table, save_weights, source_commit, write_atomically,
                              write_json, write_lock)
@@ -50,12 +51,14 @@ class Checkpoints:
     def write(self, trainer: Trainer, name: str):
         "Write the state of a trainer under a name, as a whole or not at all; raises OSError on a full disk."
         tensors, record = trainer.state()
+        if not trainer.group.first: return
         self.folder.mkdir(parents=True, exist_ok=True)
         save_weights(self.path(name), tensors, record | dict(config=self.config and identity(self.config)))
 
     def save(self, trainer: Trainer):
         "A new `state`; the old one is `previous` from then on."
-        if self.path('state').exists(): write_atomically(self.path('previous'), self._second_name)
+        if trainer.group.first and self.path('state').exists():
+            write_atomically(self.path('previous'), self._second_name)
         self.write(trainer, 'state')
 
     def _second_name(self, temporary):  # for the state; a copy where the disk knows no second names
@@ -121,8 +124,10 @@ def chains(self: Run) -> Tensor:
     if wrong:
         words = f'{"; ".join(wrong)}. These chains are of {path.name}, update {record["step"]}'
         warnings.warn(words, OlderState, stacklevel=2)
-    counted = tensors['ages'] >= self.config['settings']['buffer']['burn_in']
-    return tensors['chains'][counted] if counted.any() else tensors['chains']
+    chains, ages = (torch.cat([t for key, t in tensors.items() if key.split('.')[-1] == name and (key == name
+                    or key.startswith('process'))]) for name in ('chains', 'ages'))
+    counted = ages >= self.config['settings']['buffer']['burn_in']
+    return chains[counted] if counted.any() else chains
 
 # %% ../nbs/22_runs.ipynb #66a3b81d
 class _Progress:  # the bar: how far, and the last measurements
@@ -146,25 +151,27 @@ class Saver:
     ):
         self.folder, self.config, self.healthy_every = folder, config, healthy_every
         self.checkpoints = Checkpoints(folder / 'checkpoint', config)
-        self.last, self.saved = time.monotonic(), None
+        self.last, self.saved = 0., None  # in seconds of training, which all processes agree on
 
     def __call__(self, trainer: Trainer, used: float):
         if trainer.step % self.healthy_every == 0 and not trainer.trouble(1.):
             self.checkpoints.write(trainer, 'healthy')
-        if time.monotonic() - self.last > self.config['save_every']:
+        if trainer.seconds - self.last > self.config['save_every']:
             trainer.refresh_average()
             self.save(trainer)
 
     def save(self, trainer: Trainer, status: str | None = None):
         "Write checkpoint, model and record now."
         self.checkpoints.save(trainer)
+        self.last, self.saved = trainer.seconds, trainer.step
+        if not trainer.group.first: return
         about = dict(model=model_config(trainer.model), config=identity(self.config), step=trainer.step)
         save_weights(self.folder / 'model.safetensors', trainer.average.state_dict(), about)
-        self.last, self.saved = time.monotonic(), trainer.step
         self.record(trainer, status)
 
     def record(self, trainer: Trainer, status: str | None = None):
         "Write the tables, the rollbacks, and how the run ended, with the update of the model that lies in the folder."
+        if not trainer.group.first: return
         health = [row for row in trainer.notes.get('health', []) if row['step'] <= trainer.step]  # of this attempt
         for name, rows in dict(metrics=trainer.rows, health=health).items():
             if rows or name == 'metrics':
@@ -187,7 +194,8 @@ class Rollback:
         "Roll back, or give up with the healthy model in the folder."
         most, healthy = trainer.settings.rollbacks, self.saver.checkpoints.path('healthy')
         if len(trainer.rollbacks) < most:
-            tqdm.write(trainer.roll_back(*load_weights(healthy), str(error)))
+            done = trainer.roll_back(*load_weights(healthy), str(error))
+            if trainer.group.first: tqdm.write(done)
             trainer.refresh_average()
             return self.saver.save(trainer)
         if most:
@@ -291,6 +299,7 @@ def _check_asked(model, data, device, image_size, options):  # what can be told 
 def _first_record(trainer, data, own) -> dict:  # `run` of config.json
     own = {k: getattr(v, '__name__', type(v).__name__) for k, v in own.items() if v}
     return dict(in_shape=list(data.in_shape), data=data.fingerprint, device=str(trainer.device), versions=versions(),
+                processes=trainer.group.size,
                 own=own, rollbacks=[], finished=None)
 
 # %% ../nbs/22_runs.ipynb #823500c2
@@ -329,21 +338,22 @@ def train(
     chosen = change(presets[check_name('preset', preset, list(presets))], settings)
     config = Config(named or data.name, name, preset, seed, Budget(steps, epochs, minutes), device, precision,
                     image_size, save_every, validate_every)
-    folder = new_run_folder(out, f'{file_name(config.data)}-{name}-{preset}-s{seed}')
+    folder, group = new_run_folder(out, f'{file_name(config.data)}-{name}-{preset}-s{seed}'), find_group()
     own = dict(sampler=sampler, objective=objective)
-    trainer = make_trainer(model, data, chosen, config, **own)
+    trainer = make_trainer(model, data, chosen, config, group, **own)
     run = _first_record(trainer, data, own)
     made = {k: v for k, v in made.items() if k not in ('name', 'in_shape', 'seed')}
     document = asdict(replace(config, settings=chosen)) | dict(options=made, run=run)
+    group.largest(0.)  # all have found the folder free
     folder.mkdir(parents=True, exist_ok=True)
-    with write_lock(folder):
-        if (folder / 'config.json').exists():
+    with write_lock(folder) if group.first else nullcontext():
+        if group.first and (folder / 'config.json').exists():
             raise FileExistsError(f'another process has begun a run in {str(folder)!r} just now; choose another --out')
-        write_json(folder / 'config.json', document)
+        if group.first: write_json(folder / 'config.json', document)
         return _fit(trainer, config.budget, folder, document, progress, callbacks)
 
 # %% ../nbs/22_runs.ipynb #29d2bb06
-def make_trainer(model, data, settings, config, **own) -> Trainer:
+def make_trainer(model, data, settings, config, group=None, **own) -> Trainer:
     "The trainer of a model for a run; raises ValueError where sampler or objective are given to one that has none."
     given = {k: v for k, v in own.items() if v is not None}
     for name, value in given.items():
@@ -351,27 +361,31 @@ def make_trainer(model, data, settings, config, **own) -> Trainer:
     cls = trainer_class(model)
     if given and not issubclass(cls, EnergyTrainer):
         raise UserError(f'{" and ".join(given)} are for models with an energy, {config.model} has none')
-    return cls(model, data, settings, config.seed, config.device, config.precision, **given)
+    return cls(model, data, settings, config.seed, config.device, config.precision, group=group, **given)
 
 # %% ../nbs/22_runs.ipynb #af0cadd8
 def _fit(trainer, budget, folder, config, progress, callbacks=()) -> Run:
-    saver, bar, measure = Saver(folder, config), _Progress(progress), ()
-    if config['validate_every']:
+    first = trainer.group.first  # of several processes
+    saver, bar, measure = Saver(folder, config), _Progress(progress and first), ()
+    if config['validate_every'] and first:
         from cebm_nb.evaluation import Validation  # which brings scikit-learn
         measure = Validation(folder, config['validate_every'], identity(config)),
     with _stop_on_signal() as should_stop:
         try:
             saver.save(trainer)  # from here on the folder always holds a model that was healthy
-            if not saver.checkpoints.path('healthy').is_file(): saver.checkpoints.write(trainer, 'healthy')
-            trainer.fit(budget, (bar, Rollback(saver), *measure, saver, *callbacks), should_stop)
-            status = 'interrupted' if should_stop() else 'complete'
+            unhealthy, = trainer.group.largest(not saver.checkpoints.path('healthy').is_file())
+            if unhealthy: saver.checkpoints.write(trainer, 'healthy')
+            trainer.fit(budget, (bar, Rollback(saver), *measure, saver, *(callbacks if first else ())), should_stop)
+            status = 'interrupted' if trainer.used(budget) < 1 else 'complete'
             saver.save(trainer, status)
+        except ConnectionError as error:
+            raise ConnectionError(f'{error}; go on from the last checkpoint with: --resume {folder}') from None
         except OSError as error:
             if saver.saved is None: raise
             raise OSError(f'{error}; the checkpoint of update {saver.saved} in {str(folder)!r} is whole. '
                           f'Make room and go on with: cebm train --resume {folder}') from None
         finally: bar.bar.close()
-    if status == 'interrupted':
+    if status == 'interrupted' and first:
         print(f'Interrupted after {trainer.step} updates; everything is saved in {folder}. Go on with: cebm train '
               f'--resume {folder}')
     return Run(folder, trainer.average.eval(), pd.DataFrame(trainer.rows), read_config(folder))
@@ -409,9 +423,9 @@ def resume(
     callbacks: tuple = (),  # functions of (trainer, used part of the budget), called after each update
 ) -> Run:
     "Go on with a run where its checkpoint left it, as if it had never stopped; raises ValueError where that cannot be."
-    folder, own = Path(folder), dict(sampler=sampler, objective=objective)
+    folder, own, group = Path(folder), dict(sampler=sampler, objective=objective), find_group()
     document = read_config(folder)
-    with write_lock(folder):
+    with write_lock(folder) if group.first else nullcontext():
         tensors, record, path, wrong = Checkpoints(folder / 'checkpoint').newest()
         check_unchanged(document, record, folder / 'config.json')
         if missing := {k: name for k, name in document['run'].get('own', {}).items() if own[k] is None}:
@@ -424,10 +438,10 @@ def resume(
         plain = {k: v for k, v in document.items() if k not in ('run', 'options', 'settings', 'budget')}
         budget, settings = Budget(**document['budget']), change(model_presets(model)['paper'], document['settings'])
         config = Config(**plain | dict(device=device or document['device']))
-        trainer = make_trainer(model, run_data(document, data, root), settings, config, **own)
-        if not trainer.load_state(tensors, record, str(path)):
-            print(f'The noise goes on as that of {trainer.device}, not as on the device before')
-        for word in wrong: print(f'{word}. Going on from {path.name}, update {trainer.step}')
+        trainer = make_trainer(model, run_data(document, data, root), settings, config, group, **own)
+        if not trainer.load_state(tensors, record, str(path)) and group.first:
+            print(f'The noise goes on as that of {group.size} times {trainer.device}, not as before')
+        for word in wrong if group.first else (): print(f'{word}. Going on from {path.name}, update {trainer.step}')
         if not steps is epochs is minutes is None: budget = Budget(steps, epochs, minutes)
-        document['run'] |= dict(finished=None)
+        document['run'] |= dict(finished=None, processes=group.size)
         return _fit(trainer, budget, folder, document | dict(budget=asdict(budget)), progress, callbacks)

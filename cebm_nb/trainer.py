@@ -24,6 +24,7 @@ from typing_extensions import TypedDict
 from .fast import (CUDAGraphs, FrozenEnergy, channels_last, exact_convolutions, mixed_precision, pick_device,
                          pick_dtype)
 from .models import Energy, energy_function
+from .processes import Group
 from .settings import SAMPLERS, AugmentSettings, Budget, EnergySettings, Settings, UserError, change
 from .sgld import ReplayBuffer, reflect
 from .storage import check_schema, check_tensors, first_line
@@ -85,15 +86,18 @@ class Trainer:
         seed: int = 0,  # of data order and noise
         device: str | torch.device = 'auto',  # where to compute
         precision: str = 'auto',  # 'auto', 'float32' or 'bfloat16'
+        group: Group | None = None,  # of processes that train together; None: this one alone
     ):
+        self.group = group or Group()
         self.device, self.seed, self.precision = pick_device(device), seed, precision
         self.half = partial(mixed_precision, self.device, precision)
         pick_dtype(self.device, precision)  # an unknown precision is told here
-        check_fit(model, data, settings)
+        check_fit(model, data, settings, self.group.size)
         self.model, self.data = channels_last(model.to(self.device)).train(), data
         self.images, self.initial = data.train.to(self.device), settings
+        self.group.share([*self.model.parameters(), *self.model.buffers()])
         self.average = copy.deepcopy(model) if settings.optimiser.average else model
-        self.generator = torch.Generator(self.device).manual_seed(seed)
+        self.generator = torch.Generator(self.device).manual_seed(self.group.seed(seed))
         self.step, self.seconds, self.rows, self.rollbacks, self._epoch = 0, 0., [], [], -1
         self.notes = {}  # what callbacks want kept in a checkpoint, as for JSON
         self.use(settings)
@@ -120,7 +124,7 @@ class Trainer:
     def own_state(self) -> dict: return {}  # tensors of a subclass that a later update depends on, by name
 
 # %% ../nbs/05_trainer.ipynb #415cf596
-def check_fit(model: nn.Module, data, settings: Settings):
+def check_fit(model: nn.Module, data, settings: Settings, processes: int = 1):
     "Raises ValueError where a model cannot be trained on these data."
     shape, weights = getattr(model, 'in_shape', None), list(model.parameters())
     if not hasattr(data, 'train') or not hasattr(data, 'in_shape'):
@@ -134,6 +138,8 @@ def check_fit(model: nn.Module, data, settings: Settings):
     if a.flip and len(data.in_shape) != 3 or a.shift and a.shift >= min(data.in_shape[1:], default=0):
         raise UserError(f'augment.shift and augment.flip are for images, and a shift must be smaller than one; got '
                         f'shift {a.shift} and flip {a.flip} for inputs of shape {data.in_shape}')
+    if settings.batch_size % processes:
+        raise UserError(f'batch_size must be a multiple of {processes}, the processes, got {settings.batch_size}')
     if settings.batch_size > len(data.train):
         raise UserError(f'batch_size must be at most {len(data.train)}, the training images, got {settings.batch_size}')
 
@@ -167,12 +173,13 @@ def steps_per_epoch(self: Trainer) -> int: return len(self.images) // self.setti
 
 @patch
 def batch(self: Trainer) -> Tensor:
-    "The next images in [-1, 1], or vectors: `(B, *in_shape)`."
+    "The next images in [-1, 1], or vectors, of this process: `(B, *in_shape)`."
     epoch, position = divmod(self.step, self.steps_per_epoch)
     if epoch != self._epoch:
         order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
         self._epoch, self._order = epoch, order.to(self.device)
-    x = self.images.serve(self._order[position * self.settings.batch_size:][:self.settings.batch_size])
+    batch = self._order[position * self.settings.batch_size:][:self.settings.batch_size]
+    x = self.images.serve(batch[self.group.rank::self.group.size])
     return augment(x, self.settings.augment, self.generator)
 
 # %% ../nbs/05_trainer.ipynb #1aba4d13
@@ -181,11 +188,14 @@ def backward(self: Trainer,
     loss: Tensor,  # a scalar
     name: str = 'optimiser',  # of the optimiser whose weights are meant
 ) -> Tensor:  # norm of the gradient, before clipping
-    "Leave the clipped gradient of a loss in the weights of an optimiser, in place of what was there."
+    """Leave the clipped gradient of a loss in the weights of an optimiser, in place of what was there.
+
+    Loss and gradient are then means over all processes."""
     optimiser = self.optimisers[name]
     optimiser.zero_grad()
     loss.backward()
     weights = [p for group in optimiser.param_groups for p in group['params']]
+    self.group.mean([loss, *(p.grad for p in weights if p.grad is not None)])
     return nn.utils.clip_grad_norm_(weights, self.settings.optimiser.grad_clip or math.inf)
 
 @patch
@@ -234,6 +244,8 @@ def update(self: Trainer,
         with exact_convolutions(self.device): row = self.learn(self.batch(), used)
     except ValueError as error:  # torch.distributions say it so
         if not str(error).startswith('Expected parameter'): raise
+        if self.group.size > 1:  # tell the others
+            self.backward(math.nan * sum(p.sum() for p in self.model.parameters()))
         raise DivergenceError(f'the parameters of a distribution are not finite at update {self.step + 1}') from None
     self.step += 1
     self._update_average()
@@ -254,11 +266,11 @@ def fit(self: Trainer,
     should_stop=lambda: False,  # asked between updates; a true answer ends training
 ):
     "Update until the budget is used up; a DivergenceError goes to the first callback that has a method `diverged`."
-    before, start = self.seconds, time.monotonic()
-    while (used := self.used(budget)) < 1 and not should_stop():
+    before, start, stop = self.seconds, time.monotonic(), should_stop()
+    while (used := self.used(budget)) < 1 and not stop:
         try:
             rate, row = self.rate(used), self.update(used)
-            self.seconds = before + time.monotonic() - start
+            self.seconds, stop = self.group.largest(before + time.monotonic() - start, should_stop())
             if self.step % 10 == 1: self._record(rate, row)
             for callback in callbacks: callback(self, min(self.used(budget), 1.))
         except DivergenceError as error:
@@ -270,14 +282,18 @@ def fit(self: Trainer,
 @patch
 def _record(self: Trainer, rate, row):
     about = dict(step=self.step, seconds=round(self.seconds, 3), learning_rate=rate)
-    self.rows.append(about | {k: float(v) for k, v in row.items()})
+    measured = [torch.as_tensor(value, dtype=torch.float32).detach().clone() for value in row.values()]
+    self.group.mean(measured)
+    self.rows.append(about | {k: float(v) for k, v in zip(row, measured)})
 
 # %% ../nbs/05_trainer.ipynb #5c2ea0ac
 @patch
 def state(self: Trainer) -> tuple:  # names to tensors, and a record fit for JSON
     "All that the next update depends on, and what has been measured so far."
-    tensors = {f'model.{k}': v for k, v in self.model.state_dict().items()} | self.own_state()
-    tensors |= {'generator': self.generator.get_state()}
+    tensors = {f'model.{k}': v for k, v in self.model.state_dict().items()}
+    own = self.own_state() | dict(generator=self.generator.get_state())
+    for i, part in enumerate(self.group.collect(own)):
+        tensors |= {f'process{i}.{k}' if i else k: v for k, v in part.items()}
     if self.average is not self.model: tensors |= {f'average.{k}': v for k, v in self.average.state_dict().items()}
     for name, optimiser in self.optimisers.items():
         for i, moments in optimiser.state_dict()['state'].items():
@@ -310,8 +326,15 @@ def _moments(optimiser, tensors) -> dict:  # what an optimiser keeps of each wei
 
 def _generator(device, state, seed) -> tuple:  # a generator, and whether it goes on where the state was
     generator = torch.Generator(device)
-    if state.shape == generator.get_state().shape: return generator.set_state(state.cpu()), True
+    if state is not None and state.shape == generator.get_state().shape: return generator.set_state(state.cpu()), True
     return generator.manual_seed(seed), False
+
+def _share(parts, group, now) -> dict:  # what a process takes over from others, whose number was another one
+    def deal(name):
+        if not now[name].dim(): return parts[0][name] * len(parts) // group.size  # a count
+        each = torch.stack([part[name] for part in parts], 1).flatten(0, 1)
+        return each[(group.rank + group.size * torch.arange(len(now[name]), device=each.device)) % len(each)]
+    return {name: deal(name) for name in now}
 
 # %% ../nbs/05_trainer.ipynb #4d4d8400
 @patch
@@ -319,7 +342,7 @@ def load_state(self: Trainer,
     tensors: dict,  # as `state` gives them
     record: dict,  # likewise
     source: str = 'the state',  # where they come from, for the message
-) -> bool:  # whether the noise goes on too; not from another kind of device
+) -> bool:  # whether the noise goes on too; not from another kind of device, or another number of processes
     "Go to a state; raises ValueError, before anything is changed, where it is that of another kind of training."
     def part(prefix): return {k[len(prefix):]: v for k, v in tensors.items() if k.startswith(prefix)}
     try:
@@ -328,8 +351,14 @@ def load_state(self: Trainer,
         if missing: raise UserError(f'it has no {missing[0]}')
         settings = change(self.initial, rollbacks[-1]['settings'] if rollbacks else {})
         moments = {name: _moments(optimiser, part(f'{name}.')) for name, optimiser in self.optimisers.items()}
-        for name, now in self.own_state().items(): check_tensors({name: now}, {name: tensors[name]}, source)
-        generator, same = _generator(self.device, tensors['generator'], self.seed + record['step'])
+        before = [prefix for prefix in ('', *(f'process{i}.' for i in range(1, 1 + len(tensors))))
+                  if f'{prefix}generator' in tensors]
+        own, group = self.own_state(), self.group
+        if len(before) == group.size: mine = {name: tensors[before[group.rank] + name] for name in own}
+        else: mine = _share([{name: tensors[prefix + name] for name in own} for prefix in before], group, own)
+        check_tensors(own, mine, source)
+        noise = tensors[f'{before[group.rank]}generator'] if len(before) == group.size else None
+        generator, same = _generator(self.device, noise, group.seed(self.seed + record['step']))
         models = [(self.model, part('model.'))] + [(self.average, part('average.'))] * (self.average is not self.model)
         for model, values in models: check_tensors(model.state_dict(), values, source)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -337,7 +366,7 @@ def load_state(self: Trainer,
     for model, values in models: model.load_state_dict(values)
     for name, optimiser in self.optimisers.items():
         optimiser.load_state_dict(optimiser.state_dict() | dict(state=moments[name]))
-    for name, now in self.own_state().items(): now.copy_(tensors[name])
+    for name, now in own.items(): now.copy_(mine[name])
     self.generator.set_state(generator.get_state())
     for name in ('step', 'seconds', 'rows', 'rollbacks', 'notes'): setattr(self, name, copy.deepcopy(record[name]))
     self.use(settings)
@@ -357,13 +386,16 @@ class EnergyTrainer(Trainer):
         precision: str = 'auto',  # 'auto', 'float32' or 'bfloat16'
         sampler: Callable | None = None,  # from (energy, x0, generator) to x; None: that of the settings
         objective: Callable | None = None,  # (energy_data, energy_samples, counted) -> loss; None: `contrastive_loss`
+        group: Group | None = None,  # of processes that train together; None: this one alone
     ):
         self.given = sampler, objective
-        super().__init__(model, data, settings, seed, device, precision)
+        super().__init__(model, data, settings, seed, device, precision, group)
         self.energy = FrozenEnergy(self.model, precision)  # of the chains
         try_energy(self.energy, data)
+        each, size = asdict(settings.buffer), self.group.size  # chains are dealt out to the processes
+        each |= {name: n // size for name in ('size', 'start') if (n := each[name])}
         self.buffer = ReplayBuffer(shape=data.in_shape, generator=self.generator, device=self.device,
-                                   reach=self.reach, **asdict(settings.buffer))
+                                   reach=self.reach, **each)
 
     def use(self, settings: EnergySettings):
         "Go on with these settings, and write domain and temperature into the model."
@@ -377,6 +409,7 @@ class EnergyTrainer(Trainer):
         loss = partial(contrastive_loss, energy_penalty=settings.energy_penalty, max_gap=settings.max_gap)
         self.objective = objective or loss
         self.graphs = CUDAGraphs(self.model, gradients=True)  # captured with these settings
+        if self.group.size > 1: self.graphs = lambda function, *tensors: function(*tensors)  # which talks to others
 
     def own_state(self) -> dict: return dict(chains=self.buffer.chains, ages=self.buffer.ages, drawn=self.buffer.drawn)
 
@@ -439,12 +472,14 @@ def contrast(self: EnergyTrainer,
     counted: Tensor,  # which of them count, (B,)
     *views: Tensor,  # what `terms` reads
 ) -> tuple:  # one tensor, the numbers named in `measured`
-    "Leave the gradient of the objective in the weights."
-    energy = energy_function(self.model)
-    with self.half(): energy_data, energy_samples = energy(torch.cat([x, samples])).chunk(2)
+    "Leave the gradient of the objective, which reads the energies of all processes, in the weights."
+    energy, group = energy_function(self.model), self.group
+    with self.half(): parts = energy(torch.cat([x, samples])).chunk(2)
+    energy_data, energy_samples, counted = map(group.gather, (*parts, counted))
     loss, gap = self.objective(energy_data, energy_samples, counted), energy_gap(energy_data, energy_samples, counted)
-    loss = loss + sum(terms := self.terms(*views))
-    norm, most = self.backward(loss), self.settings.max_gap or math.inf
+    whole, terms = loss.detach(), self.terms(*views)
+    norm = self.backward(group.size * loss + sum(terms))  # whose mean over processes is the sum of the energies' parts
+    loss, most = whole + sum(terms), self.settings.max_gap or math.inf
     waiting = (~(gap <= most)).to(gap.dtype)
     numbers = (loss, energy_data.mean(), gap + energy_data.mean(), gap, norm, waiting, *terms)
     return (torch.stack(numbers).detach(),)
@@ -465,7 +500,8 @@ def trouble(self: EnergyTrainer, tolerance: float = 4.) -> str | None:
     rows = [row for row in rows if math.isfinite(row['gap'])]
     if not rows: return 'no chain has counted'
     gap, data, samples = (median(row[name] for row in rows) for name in ('gap', 'energy_data', 'energy_samples'))
-    young = tolerance > 1 and self.buffer.drawn < 10 * self.buffer.used + 100 * self.settings.batch_size
+    each = self.settings.batch_size // self.group.size
+    young = tolerance > 1 and self.buffer.drawn < 10 * self.buffer.used + 100 * each
     if gap > tolerance and not young: return f'samples lie {gap:.1f} above data, the chains have been lost'
     if max(abs(data), abs(samples)) > 25 * tolerance:
         return f'the energies are {data:.0f} on data and {samples:.0f} on samples'
@@ -485,7 +521,7 @@ def milder(self: EnergyTrainer, again: bool) -> dict:
 @patch
 def start_afresh(self: Trainer, seed: int, again: bool):
     "Other noise than before."
-    self.generator.manual_seed(seed)
+    self.generator.manual_seed(self.group.seed(seed))
 
 @patch
 def start_afresh(self: EnergyTrainer, seed: int, again: bool):

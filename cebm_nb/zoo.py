@@ -21,7 +21,7 @@ import torch
 from annotated_types import Len
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import nn
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from .conjugacy import MixturePrior, Prior
 from .fast import pick_device
@@ -144,6 +144,7 @@ class RunRecord(TypedDict):
     own: dict[Literal['sampler', 'objective'], Annotated[str, Field(pattern=r'^[\w<>.]+$')]]  # of the user's, by name
     rollbacks: list[dict]
     finished: Ended | None
+    processes: NotRequired[PositiveInt]  # that trained together; of older runs it was one
 
 class RunConfig(TypedDict):
     "The document `config.json` of a run; `read_document` says what is in it, down to each setting."

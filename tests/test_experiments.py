@@ -17,7 +17,7 @@ from cebm_nb.data import load_data
 from cebm_nb.storage import write_lock
 from cebm_nb.zoo import load_model, pretrained_names, read_card
 from cebm_nb.representation import encode_images, few_label
-from cebm_nb.sweep import run_notebook
+from cebm_nb.workers import run_notebook
 
 NOTEBOOKS = ROOT / 'nbs' / 'experiments'
 
@@ -119,9 +119,9 @@ def test_an_installed_package_has_its_notebooks_and_weights(tmp_path):
     wheel, = tmp_path.glob('*.whl')
     subprocess.run([sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--target', tmp_path / 'site', wheel], check=True, timeout=300)
     code = '''
-import cebm_nb.sweep as s, cebm_nb.zoo as m
+import cebm_nb.workers as s, cebm_nb.sweep as g, cebm_nb.zoo as m
 from cebm_nb.settings import read_configuration, read_document, recipe_names
-print(s.experiments_folder()); print(*s.grid_names()); print(*recipe_names()); read_document(read_configuration('fashion-mnist'))
+print(s.experiments_folder()); print(*g.grid_names()); print(*recipe_names()); read_document(read_configuration('fashion-mnist'))
 print(*m.pretrained_names()); [m.load_model(n) for n in m.pretrained_names()]
 assert s.run_notebook('train', dict(data='digits', preset='smoke', steps=3, out='run'), s.Path('done.ipynb')) is None
 '''

@@ -30,7 +30,7 @@ def test_readme_is_the_index_notebook(tmp_path):
 
 
 PARTS = dict(method='families conjugacy models settings sgld trainer toys likelihood', images='data encoders', baselines='vae bigan guided',
-             evaluation='plots representation detection samples conditional evaluation report', running='storage zoo runs fast bench sweep cli')
+             evaluation='plots representation detection samples conditional evaluation report', running='storage zoo runs fast processes bench workers sweep cli')
 
 
 def imports(module):  # of this package, at the top of a module
@@ -44,8 +44,8 @@ def test_imports_form_no_circle_and_the_method_knows_nothing_of_running():
     assert tuple(TopologicalSorter(needs).static_order())                          # raises CycleError where there is one
     for module, used in needs.items():
         if part[module] in ('method', 'images', 'baselines'):
-            assert not {other for other in used if part[other] in ('evaluation', 'running')} - {'storage', 'fast'}, module
-        if part[module] == 'evaluation': assert not used & {'runs', 'bench', 'sweep', 'cli'}, module
+            assert not {other for other in used if part[other] in ('evaluation', 'running')} - {'storage', 'fast', 'processes'}, module
+        if part[module] == 'evaluation': assert not used & {'runs', 'bench', 'workers', 'sweep', 'cli'}, module
 
 
 def test_numbers_follow_the_reading_order_of_the_site():
