@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 README := README.md
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test docs readme notebooks setup clean
+.PHONY: demo test clusters docs readme notebooks setup clean
 
 setup: $(STAMP)
 
@@ -28,6 +28,12 @@ test: $(STAMP)
 	$(BIN)/python -m pytest tests/test_export.py
 	$(BIN)/nbdev_test --n_workers 2 --timing
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests --ignore=tests/test_export.py
+
+# Sweeps on a Ray cluster of three nodes and on Slurm, on this machine; as root Slurm is installed and started.
+clusters: export CLUSTER_TESTS := 1
+clusters: export INSTALL_SLURM := 1
+clusters: $(STAMP)
+	$(BIN)/python -m pytest tests/test_clusters.py
 
 # Process the notebooks and render them, with Quarto where it is installed, else with smalldocs.
 docs: $(STAMP)

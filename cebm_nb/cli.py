@@ -298,11 +298,11 @@ def _eval(args) -> int:
     from cebm_nb.runs import load_run
     parts = [check_name('part', part, evaluation_parts) for part in o.only.split(',')] if o.only else evaluation_parts
     sets, shared, wrong = {}, {}, []
-    for run in [load_run(run, o.which) for run in o.runs]:
-        try: _eval_run(run, o, parts, labels, sets, shared)
-        except (ValueError, OSError) as error:
+    for folder in o.runs:
+        try: _eval_run(load_run(folder, o.which), o, parts, labels, sets, shared)
+        except (ValueError, OSError, RuntimeError) as error:
             if len(o.runs) == 1: raise
-            wrong.append(f'{run.folder}: {one_line(error)}')
+            wrong.append(f'{folder}: {one_line(error)}')
     for line in wrong: print(f'cebm eval: {line}', file=sys.stderr)
     return 1 if wrong else 0
 

@@ -21,6 +21,7 @@ from urllib.error import URLError
 import numpy as np
 import torch
 from fastcore.basics import patch
+from filelock import FileLock
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -353,7 +354,9 @@ def _torchvision(
     try: return tuple(make(datasets, part, False) for part in parts)
     except RuntimeError: pass  # torchvision's word for files that are missing or do not match their checksum
     if not download: raise FileNotFoundError(f'{name} is not in {root}')
-    try: return tuple(make(datasets, part, True) for part in parts)
+    try:
+        Path(root).mkdir(parents=True, exist_ok=True)
+        with FileLock(Path(root) / '.download.lock'): return tuple(make(datasets, part, True) for part in parts)
     except (URLError, OSError, RuntimeError) as error:
         hint = ' (on Debian and Ubuntu: apt install dataset-fashion-mnist)' if name == 'fashion-mnist' else ''
         why = str(error).splitlines()[0] if str(error) else type(error).__name__

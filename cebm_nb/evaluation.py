@@ -440,10 +440,11 @@ class Map(Part):
         if len(s.data.test) < 20: raise Skipped(f'{s.data.name} has {len(s.data.test)} test images, fewer than 20')
         some = torch.randperm(len(s.data.test), generator=torch.Generator().manual_seed(0))[:1000].numpy()
         classes = s.data.test.labels.numpy()[some] if s.labelled else None
-        if not all(codes[some].std(0).any() for codes in (s.codes('pixel')[1], s.codes()[1])):
+        floors = [name for name in s.floors if name == 'pixel']
+        if not all(codes[some].std(0).any() for _, codes in (*map(s.codes, floors), s.codes())):
             raise Skipped('all images look the same')
-        records = [s.once('map', lambda: map_record(s.codes('pixel')[1][some], classes, 'pixel')),
-                   map_record(s.codes()[1][some], classes, s.name)]
+        records = [s.once('map', lambda: map_record(s.codes(name)[1][some], classes, name)) for name in floors]
+        records += [map_record(s.codes()[1][some], classes, s.name)]
         return PartResult(records, {'map': plot_map(records, s.data.class_names)})
 
     def table(self, records: list) -> pd.DataFrame:

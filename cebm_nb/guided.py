@@ -69,8 +69,9 @@ class GuidedTrainer(EnergyTrainer):
 
     def terms(self, views: Tensor) -> tuple:
         "The weighted loss, a scalar."
-        with self.half(): one, other = self.model.prior.encode(self.model.suff_stats(views)).chunk(2)
-        return self.settings.guidance * guidance_loss(one.float(), other.float(), self.settings.softmax_temperature),
+        with self.half(): pair = self.model.prior.encode(self.model.suff_stats(views)).chunk(2)
+        one, other = (self.group.gather(z.float()) for z in pair)
+        return self.settings.guidance * guidance_loss(one, other, self.settings.softmax_temperature),
 
 class GuidedCEBM(CEBM):
     """A CEBM whose posterior means are trained to agree between views of one image; after CLEL,

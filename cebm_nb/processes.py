@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .settings import UserError
 from .storage import first_line
 
 # %% ../nbs/24_processes.ipynb #889887dd
@@ -24,6 +25,7 @@ class Group:
     @property
     def first(self) -> bool: return self.rank == 0  # it alone writes and prints
 
+    def check(self, device: torch.device): "Raises UserError where processes cannot talk from this device."
     def mean(self, tensors: list): "Put the mean over all processes in place of each tensor, all of one dtype."
     def gather(self, x: Tensor) -> Tensor: "(B, ...) -> (size * B, ...); gradients flow to the own part."; return x
     def collect(self, tensors: dict) -> list: "The tensors of each process."; return [tensors]
@@ -36,11 +38,17 @@ class Processes(Group):
     "The processes that `torchrun` or `accelerate launch` started."
 
     def __init__(self):
-        gpu = torch.cuda.is_available()
-        if gpu: torch.cuda.set_device(int(os.environ['LOCAL_RANK']) % torch.cuda.device_count())
+        gpu, self.place = torch.cuda.is_available(), int(os.environ.get('LOCAL_RANK', 0))
+        if gpu and self.place < torch.cuda.device_count(): torch.cuda.set_device(self.place)
         if not dist.is_initialized():
             dist.init_process_group('cpu:gloo,cuda:nccl' if gpu else 'gloo', timeout=timedelta(minutes=30))
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
+
+    def check(self, device: torch.device):
+        if device.type == 'cpu': return
+        if device.type != 'cuda' or device.index is not None or self.place >= torch.cuda.device_count():
+            raise UserError(f'several processes need --device cpu, or --device cuda with a GPU for each, got {device} '
+                            f'for process {self.place}, and {torch.cuda.device_count()} GPUs')
 
     @torch.no_grad()
     def mean(self, tensors: list):
@@ -65,11 +73,14 @@ class Processes(Group):
         return tuple(most.tolist())
 
     def seed(self, seed: int) -> int:
-        return seed if self.first else int(np.random.SeedSequence([seed, self.rank]).generate_state(2, 'u8')[0] >> 2)
+        other = np.random.SeedSequence([seed % 2**64, self.rank]).generate_state(1, np.uint64)[0]
+        return seed if self.first else int(other >> 2)
 
     def _talk(self, exchange, *args):
         try: exchange(*args)
-        except RuntimeError as error: raise ConnectionError(f'another process has ended: {first_line(error)}') from None
+        except RuntimeError as error:
+            why = first_line(error)
+            raise ConnectionError(f'the exchange between processes failed, perhaps one has ended: {why}') from None
 
     def _all(self, x):
         sent = x.detach().to(torch.uint8 if x.dtype == torch.bool else x.dtype).contiguous()

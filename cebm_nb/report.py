@@ -150,7 +150,9 @@ def training_command(
     always = ('data', 'model', 'preset', 'seed')
     own = ', '.join(f'{what} {name}' for what, name in config['run'].get('own', {}).items())
     changed = {name: value for name, value in words.items() if name in always or value != usual.get(name)}
-    return command_line('cebm train', changed) + (f'  # with {own} of your own' if own else '')
+    processes = config['run'].get('processes', 1)
+    start = 'cebm' if processes == 1 else f'torchrun --nproc-per-node {processes} -m cebm_nb.cli'
+    return command_line(f'{start} train', changed) + (f'  # with {own} of your own' if own else '')
 
 # %% ../nbs/19_report.ipynb #6661b0fc
 def merge_results(

@@ -213,7 +213,7 @@ class Rollback:
 # %% ../nbs/22_runs.ipynb #8cbb34d1
 @contextmanager
 def _stop_on_signal():
-    "Yields a function that says whether Ctrl-C, SIGTERM or SIGHUP arrived; the second signal has its usual effect."
+    "Yields a function that says whether Ctrl-C or a like signal arrived; the second signal has its usual effect."
     arrived = []
     if threading.current_thread() is not threading.main_thread():  # signals belong to the main thread
         yield lambda: False
@@ -221,7 +221,7 @@ def _stop_on_signal():
     def note(number, frame):
         arrived.append(number)
         signal.signal(number, previous[number])
-    numbers = [signal.SIGINT, signal.SIGTERM]
+    numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR2] if hasattr(signal, 'SIGUSR2') else [])]  # Slurm's
     if hasattr(signal, 'SIGHUP') and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         numbers.append(signal.SIGHUP)  # nohup ignores it
     previous = {number: signal.signal(number, note) for number in numbers}

@@ -31,7 +31,7 @@ from .report import training_command
 from .settings import (Budget, Config, UserError, check_name, experiments_folder, extra, one_line, read_document,
                               read_file)
 from .storage import checksum, read_json, write_json, write_lock
-from .workers import Places, Task, cebm_words, engines, is_trained, notebook_words, run_end
+from .workers import Places, Task, cebm_words, engines, interrupted, is_trained, notebook_words, run_end
 from .zoo import read_weights
 
 # %% ../nbs/27_sweep.ipynb #ced0c5d3
@@ -272,8 +272,8 @@ class _Sweep:  # the tasks of a grid, and what came of them
         return task
 
     def do(self, engine, tasks, places, told):
-        for task, wrong in engines[engine](tasks, places) if tasks else ():
-            if not wrong and task.folder and not is_trained(Path(task.folder)): wrong = 'it was interrupted'
+        for task, wrong in engines[engine](tasks, places, self.tell) if tasks else ():
+            if not wrong and task.folder and not is_trained(Path(task.folder)): wrong = interrupted
             if wrong: self.failures[task.name] = wrong
             if line := wrong or told(task): self.tell(f'{task.name}: {line}')
 
@@ -290,16 +290,16 @@ def evaluations(self: _Sweep) -> list:  # tasks, one for all runs of a data set 
         together = row.document['data'] if self.grid.floors else row.name  # floors are computed once
         for which in ('last', 'best'):
             if parts := self.left(row, which): groups.setdefault((together, which, parts, row.root), []).append(row)
-    return [self.evaluation(key, rows) for key, rows in groups.items()]
+    return [self.evaluation(i, key, rows) for i, (key, rows) in enumerate(groups.items())]
 
 @patch
-def evaluation(self: _Sweep, key, rows) -> Task:
+def evaluation(self: _Sweep, i, key, rows) -> Task:
     (together, which, parts, root), g = key, self.grid
     folders, root, labels = [str(self.out / row.name) for row in rows], root or self.root, ','.join(map(str, g.labels))
     words = cebm_words('eval', *folders, '--only', ','.join(parts), '--draws', g.draws, '--labels', labels, '--which',
                        which, '--floors' if g.floors else '--no-floors', *(['--root', root] if root else []))
     parameters = dict(runs=folders, parts=list(parts), which=which, root=root, **g.asked)
-    return self.task(f'{together}-evaluate-{which}', words, ('evaluate', parameters))
+    return self.task(f'evaluation-{i}-{together}-{which}', words, ('evaluate', parameters))
 
 @patch
 def report(self: _Sweep):  # of the runs that have all parts
@@ -316,21 +316,21 @@ def report(self: _Sweep):  # of the runs that have all parts
 # %% ../nbs/27_sweep.ipynb #c7f8e417
 def how_far(
     folder: Path,  # of a run
-) -> float | None:
-    "The part of its budget that a run has used up; None where it has not begun, or has ended."
+) -> str | None:
+    "How much of its budget a run has used up, in words; None where it has not begun, or has ended."
     if not (about := _json(folder / 'config.json')) or about['run']['finished']: return None
     budget = about['budget']
     try: last = pd.read_csv(folder / 'metrics.csv').iloc[-1]
-    except (OSError, ValueError, IndexError): return 0.
-    if budget.get('minutes'): return float(last.seconds / 60 / budget['minutes'])
-    return float(last.step / budget['steps']) if budget.get('steps') else None
+    except (OSError, ValueError, IndexError): return 'begun'
+    if budget.get('minutes'): return f"{last.seconds / 60 / budget['minutes']:.0%}"
+    return f"{last.step / budget['steps']:.0%}" if budget.get('steps') else f'{last.step:,.0f} updates'
 
 @patch
 def watch(self: _Sweep, ended, seconds):  # a line now and then, until the event
     while not ended.wait(seconds):
         parts = {row.name: how_far(self.out / row.name) for row in self.grid.rows}
         trained = sum(is_trained(self.out / row.name) for row in self.grid.rows)
-        under_way = ', '.join(f'{name} {part:.0%}' for name, part in parts.items() if part is not None)
+        under_way = ', '.join(f'{name} {part}' for name, part in parts.items() if part is not None)
         self.tell(f'{trained} of {len(parts)} runs are trained; under way: {under_way or "none"}')
 
 # %% ../nbs/27_sweep.ipynb #9c8529ec
@@ -427,9 +427,6 @@ def sweep(
         s, ended = _Sweep(grid, root, tell, notebooks), threading.Event()
         threading.Thread(target=s.watch, args=(ended, watch), daemon=True).start()
         try: s.everything(on, places or Places())
-        except KeyboardInterrupt:
-            tell('Stopping: the runs that are under way save themselves first')
-            raise
         finally: ended.set()
         for line in write_search(grid): tell(line)
     for name, wrong in s.failures.items(): tell(f'FAILED {name}: {wrong}. See {Path(grid.out) / "logs"}')

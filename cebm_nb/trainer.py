@@ -93,6 +93,7 @@ class Trainer:
         self.half = partial(mixed_precision, self.device, precision)
         pick_dtype(self.device, precision)  # an unknown precision is told here
         check_fit(model, data, settings, self.group.size)
+        self.group.check(self.device)
         self.model, self.data = channels_last(model.to(self.device)).train(), data
         self.images, self.initial = data.train.to(self.device), settings
         self.group.share([*self.model.parameters(), *self.model.buffers()])
@@ -240,16 +241,21 @@ def update(self: Trainer,
 ) -> dict:  # measurements, as tensors
     """One update of the weights. Raises DivergenceError when loss, gradient or a distribution's parameters are not
     finite."""
+    x = self.batch()
     try:
-        with exact_convolutions(self.device): row = self.learn(self.batch(), used)
+        with exact_convolutions(self.device): row = self.learn(x, used)
     except ValueError as error:  # torch.distributions say it so
         if not str(error).startswith('Expected parameter'): raise
-        if self.group.size > 1:  # tell the others
-            self.backward(math.nan * sum(p.sum() for p in self.model.parameters()))
+        if self.group.size > 1: self.tell_others(x)
         raise DivergenceError(f'the parameters of a distribution are not finite at update {self.step + 1}') from None
     self.step += 1
     self._update_average()
     return row
+
+@patch
+def tell_others(self: Trainer, x: Tensor):
+    "Take part in what the other processes exchange now, with a gradient that is not a number."
+    self.backward(math.nan * sum(p.sum() for p in self.model.parameters()))
 
 # %% ../nbs/05_trainer.ipynb #67d72216
 @patch
@@ -266,7 +272,7 @@ def fit(self: Trainer,
     should_stop=lambda: False,  # asked between updates; a true answer ends training
 ):
     "Update until the budget is used up; a DivergenceError goes to the first callback that has a method `diverged`."
-    before, start, stop = self.seconds, time.monotonic(), should_stop()
+    before, start, (stop,) = self.seconds, time.monotonic(), self.group.largest(should_stop())
     while (used := self.used(budget)) < 1 and not stop:
         try:
             rate, row = self.rate(used), self.update(used)
@@ -450,7 +456,7 @@ def views(self: EnergyTrainer) -> tuple:
 
 @patch
 def terms(self: EnergyTrainer, *views: Tensor) -> tuple:
-    "Scalars that a subclass adds to the loss; they stand at the end of `measured`."
+    "Scalars that a subclass adds to the loss, of the views of all processes; they stand at the end of `measured`."
     return ()
 
 @patch
@@ -477,12 +483,17 @@ def contrast(self: EnergyTrainer,
     with self.half(): parts = energy(torch.cat([x, samples])).chunk(2)
     energy_data, energy_samples, counted = map(group.gather, (*parts, counted))
     loss, gap = self.objective(energy_data, energy_samples, counted), energy_gap(energy_data, energy_samples, counted)
-    whole, terms = loss.detach(), self.terms(*views)
-    norm = self.backward(group.size * loss + sum(terms))  # whose mean over processes is the sum of the energies' parts
-    loss, most = whole + sum(terms), self.settings.max_gap or math.inf
+    loss = loss + sum(terms := self.terms(*views))
+    norm, most = self.backward(group.size * loss), self.settings.max_gap or math.inf  # a mean over processes, times R
     waiting = (~(gap <= most)).to(gap.dtype)
     numbers = (loss, energy_data.mean(), gap + energy_data.mean(), gap, norm, waiting, *terms)
     return (torch.stack(numbers).detach(),)
+
+@patch
+def tell_others(self: EnergyTrainer, x: Tensor):
+    "The same, with energies that are not numbers."
+    nothing = torch.full_like(x, math.nan)
+    self.contrast(nothing, nothing, torch.ones(len(x), dtype=torch.bool, device=x.device), *self.views())
 
 # %% ../nbs/05_trainer.ipynb #5c801613
 @patch

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # One Slurm node on this machine, for tests/test_clusters.py: `tests/slurm.sh start FOLDER`, `tests/slurm.sh stop FOLDER`.
-# Needs root and Debian's packages slurm-wlm and munge.
+# Needs root, and Debian's packages slurm-wlm and munge, which it installs where they are missing.
 set -euo pipefail
 folder=$2
 if [ "$1" = stop ]; then
     for name in slurmd slurmctld munged; do [ -f "$folder/$name.pid" ] && kill "$(cat "$folder/$name.pid")" 2>/dev/null || true; done
     exit 0
 fi
+command -v slurmctld >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq slurm-wlm munge; } >/dev/null
 mkdir -p "$folder"/{state,spool,log}
 host=$(hostname -s)
 mkdir -p /run/munge /etc/munge /var/log/munge /var/lib/munge

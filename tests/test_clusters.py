@@ -25,6 +25,9 @@ grids:
 '''
 
 
+pytestmark = pytest.mark.skipif(not os.environ.get('CLUSTER_TESTS'), reason='minutes; run them with: make clusters')
+
+
 def sweep(folder, *words, **variables):
     return subprocess.Popen([BIN / 'cebm', 'sweep', 'grid.yaml', *map(str, words)], cwd=folder, env=os.environ | variables, stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT, text=True, start_new_session=True)
@@ -76,7 +79,8 @@ def test_a_ray_cluster_that_loses_a_node_and_its_driver(tmp_path):
         text = again.communicate(timeout=600)[0]
         assert again.returncode == 0, text
         check_done(tmp_path, text)
-    finally: cluster.shutdown()
+    finally:
+        for node in cluster.list_all_nodes(): cluster.remove_node(node, allow_graceful=False)                # at once
 
 
 @pytest.fixture

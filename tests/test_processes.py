@@ -100,11 +100,6 @@ def test_another_number_of_processes_takes_over_all_chains_and_says_so(whole, tm
     assert read_json(out / 'config.json')['run']['processes'] == 1
 
 
-def test_what_cannot_be_shared_out_is_told_in_a_line(tmp_path):
-    text = finish(start(3, *SMALL, '--out', str(tmp_path / 'run')), 1)
-    assert 'batch_size must be a multiple of 3, the processes, got 16' in text and 'internal error' not in text
-
-
 @pytest.mark.parametrize('model', ['bigan', 'guided-cebm'])
 def test_every_model_is_trained_by_two_processes(tmp_path, model):
     out = tmp_path / 'run'
