@@ -105,3 +105,10 @@ def test_every_model_is_trained_by_two_processes(tmp_path, model):
     out = tmp_path / 'run'
     finish(start(2, '--model', model, '--data', 'digits', '--preset', 'smoke', '--steps', '12', '--out', str(out), '--quiet', '--validate-every', '0'))
     assert read_json(out / 'config.json')['run']['finished']['status'] == 'complete'
+
+
+def test_all_see_a_divergence_at_the_same_update_and_go_back_together(tmp_path):
+    out, wild = tmp_path / 'run', ['--optimiser.learning-rate', '0.03', '--optimiser.grad-clip', 'none', '--sampler.steps', '3']
+    text = finish(start(2, '--data', 'digits', '--preset', 'smoke', '--steps', '200', *wild, '--validate-every', '0', '--quiet', '--out', str(out)))
+    record = read_json(out / 'config.json')['run']
+    assert text.count('Rollback 1') == 1 and record['rollbacks'] and record['finished']['status'] == 'complete'
