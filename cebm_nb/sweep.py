@@ -31,7 +31,8 @@ from .report import training_command
 from .settings import (Budget, Config, UserError, check_name, experiments_folder, extra, one_line, read_document,
                               read_file)
 from .storage import checksum, read_json, write_json, write_lock
-from .workers import Places, Task, cebm_words, engines, interrupted, is_trained, notebook_words, run_end
+from .workers import (Mirror, Places, Task, cebm_words, engines, interrupted, is_trained, notebook_words,
+                             run_end)
 from .zoo import read_weights
 
 # %% ../nbs/27_sweep.ipynb #ced0c5d3
@@ -52,12 +53,13 @@ class Row:
 class Grid:
     "What a sweep is to run."
     rows: list  # of Row
-    out: str  # folder of the sweep: run folders, executed notebooks and the report
+    out: str  # folder of the sweep: run folders, logs and the report
     title: str = 'Conjugate energy-based models and baselines'  # of the report
     parts: list = field(default_factory=lambda: list(evaluation_parts))  # of the evaluation
     draws: int = 10  # of labelled images
     labels: list = field(default_factory=lambda: [1, 10, 100, 'all'])  # a class, in the part few-label
     floors: bool = True  # measure pixels, gradients and untrained networks, too
+    url: str = ''  # what `out` is a copy of, see `Mirror`
 
     @property
     def asked(self) -> dict:
@@ -131,6 +133,7 @@ def read_grid(
         for word in ('out', 'title'):
             if not isinstance(getattr(grid, word), str) or not getattr(grid, word):
                 raise UserError(f'{word} must be text, got {getattr(grid, word)!r}')
+        if '://' in grid.out: grid.url, grid.out = grid.out, f'runs/{Path(grid.out).name}'
         if not isinstance(grid.parts, list): raise UserError(f'parts must be a list, got {grid.parts!r}')
         for part in grid.parts: check_name('part', part, evaluation_parts)
         if not isinstance(grid.draws, int) or grid.draws < 1:
@@ -254,11 +257,13 @@ class _Sweep:  # the tasks of a grid, and what came of them
     def __init__(self, grid, root, tell, notebooks):
         self.grid, self.out, self.tell, self.notebooks = grid, Path(grid.out).absolute(), tell, notebooks
         self.root, self.failures = root and str(root), {}
+        self.mirror = Mirror(str(self.out), grid.url)
 
-    def task(self, name, words, parameters, **more):  # `words` are a command, `parameters` those of the notebook
+    def task(self, name, words, parameters, needs, **more):  # a command, and what the notebook in its place gets
         log = self.out / 'logs' / f'{file_name(name)}.log'
+        needs = (*needs, f'logs/{log.name}', *[f'notebooks/{file_name(name)}.ipynb'] * self.notebooks)
         if self.notebooks: words = notebook_words(*parameters, self.out / 'notebooks' / f'{file_name(name)}.ipynb')
-        return Task(name, words, str(log), **more)
+        return Task(name, words, str(log), mirror=self.mirror, needs=needs, **more)
 
     def training(self, row) -> Task:
         folder, about = str(self.out / row.name), self.out / 'rows' / f'{row.name}.json'
@@ -267,12 +272,14 @@ class _Sweep:  # the tasks of a grid, and what came of them
         root = row.root or self.root
         given = ['--quiet', *(['--root', root] if root else [])]
         words = cebm_words('train', '--config', about, '--out', folder, *given)
-        task = self.task(row.name, words, ('train', dict(document=row.document, out=folder, root=root)), folder=folder)
+        task = self.task(row.name, words, ('train', dict(document=row.document, out=folder, root=root)),
+                         (row.name, f'rows/{about.name}'), folder=folder)
         task.again = task.words if self.notebooks else cebm_words('train', '--resume', folder, *given)
         return task
 
     def do(self, engine, tasks, places, told):
         for task, wrong in engines[engine](tasks, places, self.tell) if tasks else ():
+            self.mirror.fetch(*task.needs)  # from where it was done
             if not wrong and task.folder and not is_trained(Path(task.folder)): wrong = interrupted
             if wrong: self.failures[task.name] = wrong
             if line := wrong or told(task): self.tell(f'{task.name}: {line}')
@@ -299,7 +306,7 @@ def evaluation(self: _Sweep, i, key, rows) -> Task:
     words = cebm_words('eval', *folders, '--only', ','.join(parts), '--draws', g.draws, '--labels', labels, '--which',
                        which, '--floors' if g.floors else '--no-floors', *(['--root', root] if root else []))
     parameters = dict(runs=folders, parts=list(parts), which=which, root=root, **g.asked)
-    return self.task(f'evaluation-{i}-{together}-{which}', words, ('evaluate', parameters))
+    return self.task(f'evaluation-{i}-{together}-{which}', words, ('evaluate', parameters), [row.name for row in rows])
 
 @patch
 def report(self: _Sweep):  # of the runs that have all parts
@@ -308,7 +315,8 @@ def report(self: _Sweep):  # of the runs that have all parts
     if not done: return
     words = cebm_words('report', *done, '--out', self.out / 'report', '--title', self.grid.title,
                        *(['--root', self.root] if self.root else []))
-    task = self.task('report', words, ('report', dict(runs=done, out=str(self.out / 'report'), title=self.grid.title)))
+    parameters = dict(runs=done, out=str(self.out / 'report'), title=self.grid.title)
+    task = self.task('report', words, ('report', parameters), ())
     self.do('local', [task], Places(), lambda task: '')
     page = Path(self.grid.out) / 'report' / 'report.html'
     self.tell(f'{len(done)} of {len(self.grid.rows)} runs are done. Report: {page}')
@@ -423,12 +431,14 @@ def sweep(
     check_name('engine', on, list(engines))
     Path(grid.out).mkdir(parents=True, exist_ok=True)
     with write_lock(Path(grid.out), 'sweep'):
-        claim_rows(grid)
         s, ended = _Sweep(grid, root, tell, notebooks), threading.Event()
+        s.mirror.fetch('')
+        claim_rows(grid)
         threading.Thread(target=s.watch, args=(ended, watch), daemon=True).start()
         try: s.everything(on, places or Places())
         finally: ended.set()
         for line in write_search(grid): tell(line)
+        s.mirror.store('')
     for name, wrong in s.failures.items(): tell(f'FAILED {name}: {wrong}. See {Path(grid.out) / "logs"}')
     return s.failures
 
@@ -437,6 +447,8 @@ def everything(self: _Sweep, on, places):
     def trained(task):
         done = run_end(Path(task.folder))
         return f'trained, {done["updates"]:,} updates in {done["seconds"] / 60:.1f} minutes'
-    self.do(on, [self.training(row) for row in self.grid.rows if not is_trained(self.out / row.name)], places, trained)
+    tasks = [self.training(row) for row in self.grid.rows if not is_trained(self.out / row.name)]
+    self.mirror.store('rows', 'sweep.json')
+    self.do(on, tasks, places, trained)
     self.do(on, self.evaluations(), places, lambda task: 'evaluated')
     self.report()

@@ -111,3 +111,14 @@ def test_slurm_takes_a_grid_fails_a_row_requeues_a_job_and_gives_all_back(tmp_pa
     text = sweep(tmp_path, '--jobs', 2).communicate(timeout=300)[0]        # nothing is left to do, here either
     check_done(tmp_path, text)
     assert list((tmp_path / 'sweep-slurm').iterdir()) and 'Next: cebm eval' in (tmp_path / 'sweep' / 'logs' / 'digits-cebm-s0.log').read_text()
+
+
+def test_a_sweep_whose_folder_is_a_url_lives_there(tmp_path):
+    (tmp_path / 'grid.yaml').write_text(GRID.replace('out: sweep', f'out: file://{tmp_path}/far/sweep').replace('steps: 400', 'steps: 30'))
+    text = sweep(tmp_path, '--jobs', 2).communicate(timeout=300)[0]
+    assert '2 of 2 runs are done' in text and (tmp_path / 'far/sweep/report/report.html').is_file(), text
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / 'far').rglob('model.safetensors')}
+    shutil.rmtree(tmp_path / 'runs')                                       # another machine
+    text = sweep(tmp_path, '--jobs', 2).communicate(timeout=300)[0]
+    assert text.startswith('2 of 2 runs are done') and len(before) == 2, text
+    assert all(is_trained(tmp_path / 'runs/sweep' / p.parent.name) for p in before)
