@@ -298,11 +298,14 @@ def _eval(args) -> int:
     from cebm_nb.runs import load_run
     parts = [check_name('part', part, evaluation_parts) for part in o.only.split(',')] if o.only else evaluation_parts
     sets, shared, wrong = {}, {}, []
-    for folder in o.runs:
-        try: _eval_run(load_run(folder, o.which), o, parts, labels, sets, shared)
+    def attempt(folder, work):
+        try: return work()
+        except FileNotFoundError: raise  # a name that was mistyped, told before anything is done
         except (ValueError, OSError, RuntimeError) as error:
             if len(o.runs) == 1: raise
             wrong.append(f'{folder}: {one_line(error)}')
+    runs = [attempt(folder, lambda: load_run(folder, o.which)) for folder in o.runs]
+    for run in filter(None, runs): attempt(run.folder, lambda: _eval_run(run, o, parts, labels, sets, shared))
     for line in wrong: print(f'cebm eval: {line}', file=sys.stderr)
     return 1 if wrong else 0
 
