@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import cebm_nb as cn
+from cebm_nb.processes import Group
 from cebm_nb.report import pack_model, read_run, write_report
 from cebm_nb.runs import Checkpoints
 from cebm_nb.storage import OlderState, checksum, load_weights, save_weights
@@ -166,7 +167,7 @@ def test_chains_of_an_older_checkpoint_are_told(run):
 def test_a_checkpoint_is_never_missing_while_it_is_saved(run):
     checkpoints, ended, read = Checkpoints(run / 'checkpoint'), threading.Event(), 0
     tensors, record, *_ = checkpoints.newest()
-    trainer = type('Trainer', (), dict(state=lambda self: (tensors, record)))()
+    trainer = type('Trainer', (), dict(group=Group(), state=lambda self: (tensors, record)))()
     def write():
         while not ended.is_set(): checkpoints.save(trainer)
     writer = threading.Thread(target=write)
