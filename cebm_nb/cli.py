@@ -88,7 +88,7 @@ class Sweep:
     cpus: int | None = None  # processors for a run; on a cluster 1 by default
     gpus: float = 0.  # GPUs for a run on a cluster, or a part of one
     limit: float | None = None  # minutes after which a run is stopped; the same command goes on with it
-    retries: int = 1  # how often a run is begun again that was killed
+    retries: int = 1  # how often a killed run is restarted
     slurm: str = ''  # further words for sbatch, such as partition=long,account=me
     notebooks: bool = False  # keep an executed notebook of every run
     root: str | None = None  # folder with downloaded data

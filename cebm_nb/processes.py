@@ -12,6 +12,7 @@ from datetime import timedelta
 import numpy as np
 import torch
 import torch.distributed as dist
+from fastcore.basics import patch
 from torch import Tensor
 
 from .settings import UserError
@@ -44,49 +45,58 @@ class Processes(Group):
             dist.init_process_group('cpu:gloo,cuda:nccl' if gpu else 'gloo', timeout=timedelta(minutes=30))
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
 
+    def seed(self, seed: int) -> int:
+        other = np.random.SeedSequence([seed % 2**64, self.rank]).generate_state(1, np.uint64)[0]
+        return seed if self.first else int(other >> 2)
+
     def check(self, device: torch.device):
         if device.type == 'cpu': return
         if device.type != 'cuda' or device.index is not None or self.place >= torch.cuda.device_count():
             raise UserError(f'several processes need --device cpu, or --device cuda with a GPU for each, got {device} '
                             f'for process {self.place}, and {torch.cuda.device_count()} GPUs')
 
-    @torch.no_grad()
-    def mean(self, tensors: list):
-        flat = torch.cat([t.flatten() for t in tensors])  # one message
-        self._talk(dist.all_reduce, flat)
-        for t, mean in zip(tensors, flat.div_(self.size).split([t.numel() for t in tensors])): t.copy_(mean.view_as(t))
+# %% ../nbs/24_processes.ipynb #fcee4527
+@patch
+def _talk(self: Processes, exchange, *args):
+    try: exchange(*args)
+    except RuntimeError as error:
+        why = first_line(error)
+        raise ConnectionError(f'the exchange between processes failed, perhaps one has ended: {why}') from None
 
-    def gather(self, x: Tensor) -> Tensor:
-        parts = self._all(x)
-        return torch.cat([*parts[:self.rank], x, *parts[self.rank + 1:]])
+@patch
+def _all(self: Processes, x):  # the x of each process
+    sent = x.detach().to(torch.uint8 if x.dtype == torch.bool else x.dtype).contiguous()
+    parts = [torch.empty_like(sent) for _ in range(self.size)]
+    self._talk(dist.all_gather, parts, sent)
+    return [part.to(x.dtype) for part in parts]
 
-    def collect(self, tensors: dict) -> list:
-        found = {name: self._all(t) for name, t in tensors.items()}
-        return [{name: parts[i] for name, parts in found.items()} for i in range(self.size)]
+# %% ../nbs/24_processes.ipynb #c0511289
+@patch
+@torch.no_grad()
+def mean(self: Processes, tensors: list):
+    flat = torch.cat([t.flatten() for t in tensors])
+    self._talk(dist.all_reduce, flat)
+    for t, mean in zip(tensors, flat.div_(self.size).split([t.numel() for t in tensors])): t.copy_(mean.view_as(t))
 
-    def share(self, tensors: list):
-        for t in tensors: self._talk(dist.broadcast, t.detach(), 0)
+@patch
+def gather(self: Processes, x: Tensor) -> Tensor:
+    parts = self._all(x)
+    return torch.cat([*parts[:self.rank], x, *parts[self.rank + 1:]])
 
-    def largest(self, *values: float) -> tuple:
-        most = torch.tensor(values, dtype=torch.float64)
-        self._talk(dist.all_reduce, most, dist.ReduceOp.MAX)
-        return tuple(most.tolist())
+@patch
+def collect(self: Processes, tensors: dict) -> list:
+    found = {name: self._all(t) for name, t in tensors.items()}
+    return [{name: parts[i] for name, parts in found.items()} for i in range(self.size)]
 
-    def seed(self, seed: int) -> int:
-        other = np.random.SeedSequence([seed % 2**64, self.rank]).generate_state(1, np.uint64)[0]
-        return seed if self.first else int(other >> 2)
+@patch
+def share(self: Processes, tensors: list):
+    for t in tensors: self._talk(dist.broadcast, t.detach(), 0)
 
-    def _talk(self, exchange, *args):
-        try: exchange(*args)
-        except RuntimeError as error:
-            why = first_line(error)
-            raise ConnectionError(f'the exchange between processes failed, perhaps one has ended: {why}') from None
-
-    def _all(self, x):
-        sent = x.detach().to(torch.uint8 if x.dtype == torch.bool else x.dtype).contiguous()
-        parts = [torch.empty_like(sent) for _ in range(self.size)]
-        self._talk(dist.all_gather, parts, sent)
-        return [part.to(x.dtype) for part in parts]
+@patch
+def largest(self: Processes, *values: float) -> tuple:
+    most = torch.tensor(values, dtype=torch.float64)
+    self._talk(dist.all_reduce, most, dist.ReduceOp.MAX)
+    return tuple(most.tolist())
 
 # %% ../nbs/24_processes.ipynb #9f40a84a
 def find_group() -> Group:

@@ -299,8 +299,7 @@ def _check_asked(model, data, device, image_size, options):  # what can be told 
 def _first_record(trainer, data, own) -> dict:  # `run` of config.json
     own = {k: getattr(v, '__name__', type(v).__name__) for k, v in own.items() if v}
     return dict(in_shape=list(data.in_shape), data=data.fingerprint, device=str(trainer.device), versions=versions(),
-                processes=trainer.group.size,
-                own=own, rollbacks=[], finished=None)
+                processes=trainer.group.size, own=own, rollbacks=[], finished=None)
 
 # %% ../nbs/22_runs.ipynb #823500c2
 def train(
@@ -338,19 +337,26 @@ def train(
     chosen = change(presets[check_name('preset', preset, list(presets))], settings)
     config = Config(named or data.name, name, preset, seed, Budget(steps, epochs, minutes), device, precision,
                     image_size, save_every, validate_every)
-    folder, group = new_run_folder(out, f'{file_name(config.data)}-{name}-{preset}-s{seed}'), find_group()
+    folder = new_run_folder(out, f'{file_name(config.data)}-{name}-{preset}-s{seed}')
     own = dict(sampler=sampler, objective=objective)
-    trainer = make_trainer(model, data, chosen, config, group, **own)
-    run = _first_record(trainer, data, own)
+    trainer = make_trainer(model, data, chosen, config, find_group(), **own)
     made = {k: v for k, v in made.items() if k not in ('name', 'in_shape', 'seed')}
-    document = asdict(replace(config, settings=chosen)) | dict(options=made, run=run)
-    group.largest(0.)  # all have found the folder free
+    document = asdict(replace(config, settings=chosen)) | dict(options=made, run=_first_record(trainer, data, own))
+    return _begin(trainer, config.budget, folder, document, progress, callbacks)
+
+# %% ../nbs/22_runs.ipynb #c62effb8
+def _begin(trainer, budget, folder, document, progress, callbacks) -> Run:
+    trainer.group.largest(0.)  # all have found the folder free
     folder.mkdir(parents=True, exist_ok=True)
-    with write_lock(folder) if group.first else nullcontext():
-        if group.first and (folder / 'config.json').exists():
-            raise FileExistsError(f'another process has begun a run in {str(folder)!r} just now; choose another --out')
-        if group.first: write_json(folder / 'config.json', document)
-        return _fit(trainer, config.budget, folder, document, progress, callbacks)
+    with _writing(folder, trainer.group):
+        if trainer.group.first:
+            if (folder / 'config.json').exists():
+                raise FileExistsError(f'another process has begun a run in {str(folder)!r} just now; choose another '
+                                      f'--out')
+            write_json(folder / 'config.json', document)
+        return _fit(trainer, budget, folder, document, progress, callbacks)
+
+def _writing(folder, group): return write_lock(folder) if group.first else nullcontext()
 
 # %% ../nbs/22_runs.ipynb #29d2bb06
 def make_trainer(model, data, settings, config, group=None, **own) -> Trainer:
@@ -425,7 +431,7 @@ def resume(
     "Go on with a run where its checkpoint left it, as if it had never stopped; raises ValueError where that cannot be."
     folder, own, group = Path(folder), dict(sampler=sampler, objective=objective), find_group()
     document = read_config(folder)
-    with write_lock(folder) if group.first else nullcontext():
+    with _writing(folder, group):
         tensors, record, path, wrong = Checkpoints(folder / 'checkpoint').newest()
         check_unchanged(document, record, folder / 'config.json')
         if missing := {k: name for k, name in document['run'].get('own', {}).items() if own[k] is None}:

@@ -15,7 +15,7 @@ import threading
 from collections import Counter
 from dataclasses import asdict, dataclass, field, fields
 from copy import deepcopy
-from itertools import product
+from itertools import chain, islice, product
 from pathlib import Path
 from typing import Callable
 
@@ -66,6 +66,22 @@ class Grid:
         "The settings of its evaluation."
         return dict(draws=self.draws, labels=self.labels, with_floors=self.floors)
 
+# %% ../nbs/27_sweep.ipynb #c8718df4
+def _varied(vary) -> tuple:  # names, and their lists of values
+    vary = vary or {}
+    if not isinstance(vary, dict) or not all(isinstance(v, list) and v for v in vary.values()):
+        raise UserError(f'vary must be dotted names of settings with lists of values, got {vary!r}')
+    return list(vary), list(vary.values())
+
+def _changed(document, changes) -> dict:  # the document with other settings, by their dotted names
+    document = deepcopy(document)
+    for name, value in changes.items():
+        *groups, last = name.split('.')
+        place = document
+        for group in groups: place = place.setdefault(group, {})
+        place[last] = value
+    return document
+
 # %% ../nbs/27_sweep.ipynb #f0e7b5ce
 _axes, _budgets = dict(data='mnist-5k', model='cebm', seed=0), [f.name for f in fields(Budget)]
 _words = [*dict.fromkeys([*_axes, *_budgets, 'tag', 'root', 'vary', 'search', 'trials',
@@ -97,21 +113,6 @@ def _rows(block):
         for trial, row in enumerate(draw_trials(document, space, trials) if searched else []):
             yield Row(f'{name}-t{trial}', row, block.get('root'), dict(study=name, trial=trial, space=space))
 
-def _varied(vary) -> tuple:  # names, and their lists of values
-    vary = vary or {}
-    if not isinstance(vary, dict) or not all(isinstance(v, list) and v for v in vary.values()):
-        raise UserError(f'vary must be dotted names of settings with lists of values, got {vary!r}')
-    return list(vary), list(vary.values())
-
-def _changed(document, changes) -> dict:  # the document with other settings, by their dotted names
-    document = deepcopy(document)
-    for name, value in changes.items():
-        *groups, last = name.split('.')
-        place = document
-        for group in groups: place = place.setdefault(group, {})
-        place[last] = value
-    return document
-
 # %% ../nbs/27_sweep.ipynb #0fdab45c
 def read_grid(
     source: str | Path,  # a YAML file, or one of `grid_names`
@@ -128,7 +129,8 @@ def read_grid(
         if not isinstance(found, dict) or not isinstance(found.get('grids'), list):
             raise UserError('it must have a list named grids')
         for word in found: check_name('word', word, ['grids', 'out', 'title', 'parts', 'draws', 'labels', 'floors'])
-        rows = [row for block in found.pop('grids') for row in _rows(block)]
+        rows = list(islice(chain.from_iterable(map(_rows, found.pop('grids'))), 10_001))
+        if len(rows) > 10_000: raise UserError('a grid may have 10,000 rows, it has more')
         grid = Grid(rows, **dict(out=f'runs/{path.stem}') | found)
         for word in ('out', 'title'):
             if not isinstance(getattr(grid, word), str) or not getattr(grid, word):

@@ -104,25 +104,33 @@ class Trainer:
         self.use(settings)
         self.optimisers = self.make_optimisers()
 
-    def use(self, settings: Settings):
-        "Go on with these settings."
-        self.settings = settings
+# %% ../nbs/05_trainer.ipynb #247ddcc9
+@patch
+def use(self: Trainer, settings: Settings):
+    "Go on with these settings."
+    self.settings = settings
 
-    def make_optimisers(self) -> dict:
-        "The optimisers by name; one Adam for all weights."
-        return dict(optimiser=self.adam(self.model))
+@patch
+def make_optimisers(self: Trainer) -> dict:
+    "The optimisers by name; one Adam for all weights."
+    return dict(optimiser=self.adam(self.model))
 
-    def learn(self, x: Tensor, used: float) -> dict:
-        "One step on images x, (B, C, H, W), at `used` of the budget; gives measurements as tensors."
-        raise NotImplementedError
+@patch
+def learn(self: Trainer, x: Tensor, used: float) -> dict:
+    "One step on images x, (B, C, H, W), at `used` of the budget; gives measurements as tensors."
+    raise NotImplementedError
 
-    def describe(self, row: dict) -> str:
-        "A row of measurements in a few words, for the progress bar."
-        left_out = ('step', 'seconds', 'learning_rate', 'grad_norm')
-        return ', '.join(f"{k.replace('_', ' ')} {v:.3g}" for k, v in row.items() if k not in left_out)
+@patch
+def describe(self: Trainer, row: dict) -> str:
+    "A row of measurements in a few words, for the progress bar."
+    left_out = ('step', 'seconds', 'learning_rate', 'grad_norm')
+    return ', '.join(f"{k.replace('_', ' ')} {v:.3g}" for k, v in row.items() if k not in left_out)
 
-    def refresh_average(self): pass  # what a subclass must do to the averaged model before it is used
-    def own_state(self) -> dict: return {}  # tensors of a subclass that a later update depends on, by name
+@patch
+def refresh_average(self: Trainer): "What a subclass must do to the averaged model before it is used."
+
+@patch
+def own_state(self: Trainer) -> dict: "Tensors of a subclass that a later update depends on, by name."; return {}
 
 # %% ../nbs/05_trainer.ipynb #415cf596
 def check_fit(model: nn.Module, data, settings: Settings, processes: int = 1):
@@ -199,6 +207,7 @@ def backward(self: Trainer,
     self.group.mean([loss, *(p.grad for p in weights if p.grad is not None)])
     return nn.utils.clip_grad_norm_(weights, self.settings.optimiser.grad_clip or math.inf)
 
+# %% ../nbs/05_trainer.ipynb #6178371e
 @patch
 def take_step(self: Trainer,
     loss: Tensor,  # a scalar
@@ -215,6 +224,7 @@ def take_step(self: Trainer,
 def rate(self: Trainer, used: float) -> float:
     "The learning rate at `used` of the budget."
     return self.settings.optimiser.learning_rate * learning_rate_factor(self.settings, self.step, used)
+
 @patch
 def descend(self: Trainer,
     loss: Tensor,  # a scalar
@@ -251,11 +261,6 @@ def update(self: Trainer,
     self.step += 1
     self._update_average()
     return row
-
-@patch
-def tell_others(self: Trainer, x: Tensor):
-    "Take part in what the other processes exchange now, with a gradient that is not a number."
-    self.backward(math.nan * sum(p.sum() for p in self.model.parameters()))
 
 # %% ../nbs/05_trainer.ipynb #67d72216
 @patch
@@ -459,6 +464,7 @@ def terms(self: EnergyTrainer, *views: Tensor) -> tuple:
     "Scalars that a subclass adds to the loss, of the views of all processes; they stand at the end of `measured`."
     return ()
 
+# %% ../nbs/05_trainer.ipynb #12b642bc
 @patch
 def learn(self: EnergyTrainer, x: Tensor, used: float) -> dict:
     "Move some chains, then the weights: data down, samples up."
@@ -471,6 +477,7 @@ def learn(self: EnergyTrainer, x: Tensor, used: float) -> dict:
     self.buffer.update(index, samples)
     return row
 
+# %% ../nbs/05_trainer.ipynb #3998eb4a
 @patch
 def contrast(self: EnergyTrainer,
     x: Tensor,  # a batch of data
@@ -488,6 +495,12 @@ def contrast(self: EnergyTrainer,
     waiting = (~(gap <= most)).to(gap.dtype)
     numbers = (loss, energy_data.mean(), gap + energy_data.mean(), gap, norm, waiting, *terms)
     return (torch.stack(numbers).detach(),)
+
+# %% ../nbs/05_trainer.ipynb #4a23dc8d
+@patch
+def tell_others(self: Trainer, x: Tensor):
+    "Take part in what the other processes exchange now, with a gradient that is not a number."
+    self.backward(math.nan * sum(p.sum() for p in self.model.parameters()))
 
 @patch
 def tell_others(self: EnergyTrainer, x: Tensor):

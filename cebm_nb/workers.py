@@ -52,7 +52,7 @@ class Mirror:
                 write_atomically(here, lambda temporary: system.get_file(path, str(temporary)))
 
     def store(self, *names: str):
-        "The other way round; locks and halves of files stay here."
+        "Put what is here in place of what is there; locks and halves of files stay here."
         if not self.url: return
         system, root = self._open()
         for path in [p for name in names for p in [Path(self.folder) / name, *(Path(self.folder) / name).rglob('*')]]:
@@ -140,7 +140,7 @@ interrupted = 'it was interrupted; the same sweep goes on with it'
 def work(
     task: Task,
     minutes: float | None = None,  # the longest that it may take; None: as long as it needs
-    retries: int = 0,  # how often it is begun again after a signal has ended it
+    retries: int = 0,  # how often it is restarted after a signal has ended it
     environment: dict | None = None,  # variables of its environment
     running: set | None = None,  # where its process is found while it runs
 ) -> str | None:  # what went wrong, in a line, or None
@@ -167,7 +167,7 @@ class Places:
     cpus: int | None = None  # processors for a task; on this machine its share by default, on a cluster 1
     gpus: float = 0.  # GPUs for a task on a cluster; with Ray also a part of one
     minutes: float | None = None  # the longest that a task may take
-    retries: int = 1  # how often a task is begun again that was killed
+    retries: int = 1  # how often a killed task is restarted
     slurm: dict = field(default_factory=dict)  # further words for sbatch, such as partition and account
 
     def __post_init__(self):
@@ -215,7 +215,8 @@ def run_local(tasks: list, places: Places, tell: Callable = print):  # a generat
 def run_ray(tasks: list, places: Places, tell: Callable = print):  # a generator of (task, what went wrong or None)
     "Do tasks on the Ray cluster at `RAY_ADDRESS`, or on one that is started here."
     ray, cpus = extra('ray', 'ray'), places.cpus or 1
-    if not ray.is_initialized(): ray.init(log_to_driver=False, include_dashboard=False, logging_level='error')
+    if not ray.is_initialized():
+        ray.init(os.environ.get('RAY_ADDRESS', 'local'), log_to_driver=False, logging_level='error')
     remote = ray.remote(num_cpus=cpus, num_gpus=places.gpus, max_retries=3)(work)
     about = dict(OMP_NUM_THREADS=str(cpus))
     later, running = list(reversed(tasks)), {}
@@ -236,7 +237,7 @@ def run_ray(tasks: list, places: Places, tell: Callable = print):  # a generator
 class _Job:  # `work`, with what submitit calls before a job is put back into the queue
     def __call__(self, *args):
         wrong = work(*args)
-        if wrong == interrupted: time.sleep(120)  # Slurm is ending this job, which says nothing, to be begun again
+        if wrong == interrupted: time.sleep(120)  # Slurm is ending this job, and restarts it unless it has a result
         return wrong
 
     def checkpoint(self, *args):

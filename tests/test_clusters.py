@@ -81,6 +81,7 @@ def test_a_ray_cluster_that_loses_a_node_and_its_driver(tmp_path):
         check_done(tmp_path, text)
     finally:
         for node in cluster.list_all_nodes(): cluster.remove_node(node, allow_graceful=False)                # at once
+        cluster.shutdown()
 
 
 @pytest.fixture

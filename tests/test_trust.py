@@ -284,7 +284,7 @@ def test_a_sweep_whose_folder_has_braces(tmp_path):
 
 @pytest.mark.parametrize('text, word', [
     ('grids: [{data: !!binary ZGlnaXRz}]', 'holds a bytes'), ('grids: [{model: !!python/name:os.system }]', 'constructor'), ('grids: [{device: gpu}]', 'unknown device'),
-    ('grids: [{precision: float8}]', 'precision'), ('grids: [{options: {latent_dims: 4}}]', "did you mean 'options.latent_dim'"), (f'grids: [{{seed: {list(range(11_000))}}}]', '10,000 rows'),
+    ('grids: [{precision: float8}]', 'precision'), ('grids: [{options: {latent_dims: 4}}]', "did you mean 'options.latent_dim'"), (f'grids: [{{seed: {list(range(11_000))}}}]', '10,000 rows'), ('grids: [' + ', '.join(f'{{seed: {list(range(n, n + 2000))}}}' for n in range(0, 12_000, 2000)) + ']', '10,000 rows'),
     ('a: &a [1, 1, 1, 1]\nb: &b [*a, *a, *a, *a]\nc: &c [*b, *b, *b, *b]\nd: &d [*c, *c, *c, *c]\ne: &e [*d, *d, *d, *d]\nf: &f [*e, *e, *e, *e]\ng: &g [*f, *f, *f, *f]\nh: [*g, *g, *g, *g]', 'more than 100,000')])
 def test_untrusted_grids(tmp_path, text, word):
     (tmp_path / 'grid.yaml').write_text(text)
