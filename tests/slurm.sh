@@ -7,7 +7,7 @@ if [ "$1" = stop ]; then
     for name in slurmd slurmctld munged; do [ -f "$folder/$name.pid" ] && kill "$(cat "$folder/$name.pid")" 2>/dev/null || true; done
     exit 0
 fi
-command -v slurmctld >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq slurm-wlm munge; } >/dev/null
+command -v slurmctld >/dev/null || { timeout 60 apt-get update -qq && DEBIAN_FRONTEND=noninteractive timeout 200 apt-get install -y -qq slurm-wlm munge; } >/dev/null
 mkdir -p "$folder"/{state,spool,log}
 host=$(hostname -s)
 mkdir -p /run/munge /etc/munge /var/log/munge /var/lib/munge
