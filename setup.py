@@ -10,7 +10,7 @@ parser = ConfigParser(delimiters=['='])
 parser.read(here/'settings.ini', encoding='utf-8')
 cfg = parser['DEFAULT']
 
-extras = {name: cfg[f'{name}_requirements'].split() for name in ('eval', 'experiments', 'search', 'ray', 'slurm', 'bench', 'docs', 'dev')}
+extras = {name: cfg[f'{name}_requirements'].split() for name in ('eval', 'experiments', 'search', 'ray', 'slurm', 'hub', 'bench', 'docs', 'dev')}
 extras['all'] = sorted({requirement for requirements in extras.values() for requirement in requirements})
 page = f"{cfg['git_url']}/blob/{cfg['branch']}"
 readme = (here/'README.md').read_text(encoding='utf-8')

@@ -16,12 +16,15 @@ _names = {
     'likelihood': 'bracket log_partition',
     'fast': 'FrozenEnergy',
     'evaluation': 'evaluate',
+    'estimators': 'CEBMTransformer CEBMClusterer CEBMOutlierDetector',
+    'hub': 'HubModel',
+    'watch': 'Panel explore',
     'samples': 'sample_images',
     'settings': 'MODELS FAMILIES ENCODERS SAMPLERS DATA_SETS ModelKind UserError get_settings',
 }
 _modules = ('families conjugacy models settings sgld trainer toys likelihood data encoders vae bigan guided plots '
-            'representation detection samples conditional evaluation report storage zoo runs fast bench sweep '
-            'cli').split()
+            'representation detection samples conditional evaluation report storage zoo runs fast processes bench workers '
+            'sweep estimators hub watch cli').split()
 _where = {name: module for module, names in _names.items() for name in names.split()}
 __all__ = [*_where, 'families', '__version__']
 

@@ -17,7 +17,7 @@ from .conjugacy import Prior
 from .encoders import ConvEncoder
 from .fast import frozen
 from .families import seeded
-from .models import check_inputs, check_latents, output_shape, widen
+from .models import check_inputs, check_latents, output_shape, summary, widen
 from .settings import UserError, bigan_presets
 from .trainer import Trainer
 
@@ -73,6 +73,12 @@ class BiGAN(nn.Module):
             raise UserError(f'the encoder must give {dim} latents, it gives {got}')
         if made != self.in_shape:
             raise UserError(f'the generator makes images of shape {made}, the encoder reads {self.in_shape}')
+
+    def extra_repr(self) -> str: return summary(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        "The representation, without the look at its inputs that `encode` takes: `(B, *in_shape)` -> (B, D)."
+        return widen(self.encoder(x))
 
     def encode(self, x: Tensor) -> Tensor:
         "The representation E(x): `(B, *in_shape)` -> (B, D)."

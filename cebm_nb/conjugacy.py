@@ -42,6 +42,8 @@ class Prior(nn.Module):
         if learn: self.free = nn.Parameter(family.to_free(natural))
         else: self.register_buffer('fixed', natural)
 
+    def extra_repr(self) -> str: return str(self.family)
+
     @property
     def natural(self) -> Tensor:
         "Natural parameters lambda, inside the domain whatever an optimiser did: family.natural_shape."
@@ -113,6 +115,8 @@ class MixturePrior(Prior):
     ):
         super().__init__(family, natural, learn)
         self.components = len(natural)
+
+    def extra_repr(self) -> str: return f'{self.components} components, {self.family}'
 
     def distribution(self, logits: Tensor | None = None, natural: Tensor | None = None) -> Distribution:
         "The mixture over z; of the prior by default, or with the given logits (..., K) and natural parameters."

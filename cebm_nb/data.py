@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['debian_fashion_mnist', 'image_extensions', 'ImageSet', 'split_by_content', 'ImageData', 'digits', 'mnist_5k',
            'random_patches', 'digits_m', 'fashion_mnist', 'mnist', 'emnist_digits', 'cifar10', 'svhn', 'svhn_extra',
-           'dtd', 'load_folder', 'load_npz', 'data_folder', 'check_data_name', 'file_name', 'load_data']
+           'dtd', 'load_folder', 'load_npz', 'load_hub', 'data_folder', 'check_data_name', 'file_name', 'load_data']
 
 # %% ../nbs/08_data.ipynb #90435013
 import gzip
 import hashlib
+import html
 import math
 import os
 import zlib
@@ -25,7 +26,7 @@ from filelock import FileLock
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from .settings import DATA_SETS, UserError, check_name, extra
+from .settings import DATA_SETS, UserError, check_name, extra, one_line
 
 # %% ../nbs/08_data.ipynb #2f693df4
 @dataclass
@@ -213,6 +214,15 @@ class ImageData:
         shape = 'x'.join(map(str, [*sides, c])) if sides else f'{c} features'
         classes = f'{len(self.class_names)} classes' if self.class_names else 'no labels'
         return f'ImageData({self.name}: {sizes}, {shape}, {classes})'
+
+# %% ../nbs/08_data.ipynb #82ab17ff
+@patch
+def _repr_html_(self: ImageData) -> str:  # what a notebook shows: the line, and some images
+    from cebm_nb.plots import html_image, image_grid
+    line = f'<p>{html.escape(repr(self))}</p>'
+    if len(self.in_shape) != 3: return line
+    some = self.train.serve(torch.linspace(0, len(self.train) - 1, 16).long())
+    return line + html_image(image_grid(some, 16), f'sixteen images of {self.name}')
 
 # %% ../nbs/08_data.ipynb #1cc3e265
 @patch
@@ -544,8 +554,39 @@ def load_npz(
             arrays[key] = np.stack([_fit(np.squeeze(a), size) for a in arrays[key]])
     return ImageData.from_arrays(*[arrays.get(key) for key in keys], name=f'npz:{path}')
 
+# %% ../nbs/08_data.ipynb #03670351
+def _column(given, features, kind, needed):  # the name of the column of a type, given or the only one
+    found = [name for name, feature in features.items() if type(feature).__name__ == kind]
+    if given is not None: return check_name('column', given, list(features))
+    if len(found) > 1 or needed and not found:
+        raise UserError(f'there must be one column of type {kind}, there are {found or "none"} of {list(features)}; name '
+                        f'the columns, hf:NAME:IMAGES:LABELS')
+    return found[0] if found else None
+
+def load_hub(
+    path: Path,  # NAME on the hub, or the folder of such a data set; or NAME:IMAGES:LABELS with names of columns
+    size: int | None = None,  # crop and scale to this many pixels a side
+) -> ImageData:
+    "A data set in the form of the package `datasets`; raises ValueError where it cannot be read or has other columns."
+    datasets, (name, *columns) = extra('datasets', 'hub'), str(path).split(':')
+    saved = (Path(name) / 'dataset_dict.json').is_file()
+    try: found = datasets.load_from_disk(name) if saved else datasets.load_dataset(name)
+    except Exception as error:  # of the network, of the name, of the files
+        raise UserError(f'hf:{name} cannot be read by datasets: {type(error).__name__} {one_line(error)}') from None
+    splits = {_part_names[key]: split for key, split in found.items() if key in _part_names}
+    if 'train' not in splits: raise UserError(f'hf:{name} must have a split train, it has {", ".join(found)}')
+    features, (images, labels) = splits['train'].features, (columns + [None, None])[:2]
+    images, labels = _column(images, features, 'Image', True), _column(labels, features, 'ClassLabel', False)
+    parts = [array for part in ('train', 'test', 'valid') for array in _hub_part(splits.get(part), images, labels, size)]
+    return ImageData.from_arrays(*parts, class_names=getattr(features[labels], 'names', None) if labels else None,
+                                 name=f'hf:{path}')
+
+def _hub_part(split, images, labels, size):  # arrays of images and labels
+    if split is None: return None, None
+    return _stack_images(list(split[images]), size), np.asarray(split[labels]) if labels else None
+
 # %% ../nbs/08_data.ipynb #98e34aa2
-_kinds = dict(folder=load_folder, npz=load_npz)
+_kinds = dict(folder=load_folder, npz=load_npz, hf=load_hub)
 
 def data_folder() -> Path:
     "Where downloaded data lie: the environment variable CEBM_NB_DATA, or .cache/cebm_nb in the home folder."
@@ -554,12 +595,14 @@ def data_folder() -> Path:
         raise OSError('there is no home folder to keep data in; set CEBM_NB_DATA or pass root (--root)') from None
 
 def check_data_name(name: str) -> str:
-    "`name` itself; raises UserError unless it is one of DATA_SETS, folder:PATH or npz:FILE, alone or with /validation."
+    """`name` itself; raises UserError unless it is one of DATA_SETS, folder:PATH, npz:FILE or hf:NAME, perhaps with
+    /validation."""
     kind = str(name).split(':')[0]
-    if str(name) in ('folder:PATH', 'npz:FILE'):
+    if str(name) in ('folder:PATH', 'npz:FILE', 'hf:NAME'):
         raise UserError(f'{name} stands for one of yours, such as folder:photos')
     if ':' not in str(name) or kind not in _kinds:
-        check_name('data set', str(name).removesuffix('/validation'), [*DATA_SETS, 'folder:PATH', 'npz:FILE'])
+        check_name('data set', str(name).removesuffix('/validation'), [*DATA_SETS, 'folder:PATH', 'npz:FILE',
+                   'hf:NAME'])
     return name
 
 def file_name(name: str) -> str:
@@ -568,9 +611,9 @@ def file_name(name: str) -> str:
 
 # %% ../nbs/08_data.ipynb #a360ae4f
 def load_data(
-    name: str = 'mnist-5k',  # one of DATA_SETS, 'folder:PATH' or 'npz:FILE'; '/validation' holds out a tenth
+    name: str = 'mnist-5k',  # one of DATA_SETS, 'folder:PATH', 'npz:FILE', 'hf:NAME'; '/validation' holds out a tenth
     root: str | Path | None = None,  # where downloads are kept; `data_folder()` by default
-    image_size: int | None = None,  # for 'folder:' and 'npz:', crop and scale to this many pixels a side
+    image_size: int | None = None,  # for 'folder:', 'npz:' and 'hf:', crop and scale to this many pixels a side
     download: bool = True,  # fetch what is not there; else FileNotFoundError
 ) -> ImageData:
     "A data set by name; raises ValueError on unknown names and unusable files, ConnectionError when a download fails."
@@ -578,7 +621,7 @@ def load_data(
     if image_size is not None and (not isinstance(image_size, int) or isinstance(image_size, bool) or image_size < 1):
         raise UserError(f'image_size must be a number of pixels, got {image_size!r}')
     if image_size is not None and not path:
-        raise UserError(f"image_size is for 'folder:PATH' and 'npz:FILE', {name} has images of one size")
+        raise UserError(f"image_size is for 'folder:PATH', 'npz:FILE' and 'hf:NAME', {name} has images of one size")
     whole = name.removesuffix('/validation')
     if not path: data = DATA_SETS.find(whole)(Path(root) if root else _root(whole), download)
     else:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['parse_device', 'pick_device', 'pick_dtype', 'native_precisions', 'exact_convolutions', 'mixed_precision', 'frozen',
-           'channels_last', 'keep_memory', 'CUDAGraphs', 'FrozenEnergy']
+           'channels_last', 'contiguous', 'keep_memory', 'CUDAGraphs', 'FrozenEnergy']
 
 # %% ../nbs/23_fast.ipynb #b36f890c
 import ctypes
@@ -96,6 +96,10 @@ def frozen(model: nn.Module):
 def channels_last(model: nn.Module) -> nn.Module:
     "The model itself, with its convolutions in the layout that processors and GPUs prefer."
     return model.to(memory_format=torch.channels_last)
+
+def contiguous(model: nn.Module) -> nn.Module:
+    "The model itself, its weights in the usual layout, in which `safetensors` and others save them."
+    return model.to(memory_format=torch.contiguous_format)
 
 # %% ../nbs/23_fast.ipynb #d5d96e65
 @functools.cache

@@ -7,6 +7,7 @@ __all__ = ['Checkpoints', 'Run', 'load_run', 'Saver', 'Rollback', 'new_run_folde
            'trainer_class', 'model_presets', 'train', 'make_trainer', 'run_data', 'resume']
 
 # %% ../nbs/22_runs.ipynb #03975cc7
+import html
 import os
 import platform
 import shutil
@@ -27,7 +28,7 @@ from tqdm.auto import tqdm
 
 from . import __version__
 from .data import ImageData, file_name, load_data
-from .fast import pick_device
+from .fast import contiguous, pick_device
 from .processes import Group, find_group
 from .settings import MODELS, Budget, Config, UserError, change, check_name, energy_presets, trainable_names
 from .storage import (OlderState, load_weights, read_table, save_weights, source_commit, write_atomically,
@@ -102,6 +103,17 @@ class Run:
     def resume(self, **options) -> 'Run':
         "Go on where the run's checkpoint left it; the options are those of `resume`."
         return resume(self.folder, **options)
+
+    def plot(self):
+        "Curves of what training measured, a figure."
+        from cebm_nb.plots import plot_training
+        return plot_training(self.metrics)
+
+    def _repr_html_(self) -> str:
+        from cebm_nb.plots import html_image
+        about, done = self.config, self.config['run']['finished'] or {}
+        words = f'{self.folder}: {self.name} on {about["data"]}, {done.get("updates", 0):,} updates, {done.get("status")}'
+        return f'<p>{html.escape(words)}</p>' + (html_image(self.plot(), 'curves') if len(self.metrics) else '')
 
     @property
     def figures(self) -> list: return sorted((self.folder / 'figures').glob('*.png'))
@@ -288,9 +300,12 @@ def model_presets(model: nn.Module) -> dict:
     return MODELS[config['name']].presets if config else getattr(trainer_class(model), 'presets', energy_presets)
 
 # %% ../nbs/22_runs.ipynb #01d712e1
-def _check_asked(model, data, device, image_size, options):  # what can be told before anything is loaded
+def _check_asked(model, data, device, image_size, options, track):  # what can be told before anything is loaded
     pick_device(device)
     check_name('model', model, trainable_names()) if isinstance(model, str) else trainer_class(model)
+    if track is not None:
+        from cebm_nb.watch import check_tracker
+        check_tracker(track)
     if options is not None and not isinstance(options, dict):
         raise UserError(f'options must be names and values, got {options!r}')
     if image_size is not None and not isinstance(data, str):
@@ -319,6 +334,7 @@ def train(
     progress: bool = True,  # show a progress bar
     save_every: float = 60.,  # seconds between checkpoints
     validate_every: int = 500,  # updates between measurements of accuracy and samples, into health.csv; 0: never
+    track: str | None = None,  # 'tensorboard', 'mlflow', 'wandb' or 'trackio': show the run there too
     sampler: Callable | dict | None = None,  # your own, (energy, x0, generator) -> x; or settings
     objective: Callable | None = None,  # of your own, (energy_data, energy_samples, counted) -> loss
     callbacks: tuple = (),  # functions of (trainer, used part of the budget), called after each update
@@ -327,7 +343,7 @@ def train(
     "Train a model and leave a run folder; raises ValueError and OSError before it starts, DivergenceError later."
     named = data if isinstance(data, str) else None
     if isinstance(sampler, dict): sampler, settings = None, settings | dict(sampler=sampler)
-    _check_asked(model, data, device, image_size, options)
+    _check_asked(model, data, device, image_size, options, track)
     data = as_data(data, root, image_size)
     if data.skipped: print(data.note)
     if isinstance(model, str): model = create_model(model, data.in_shape, seed, **options or {})
@@ -342,10 +358,10 @@ def train(
     trainer = make_trainer(model, data, chosen, config, find_group(), **own)
     made = {k: v for k, v in made.items() if k not in ('name', 'in_shape', 'seed')}
     document = asdict(replace(config, settings=chosen)) | dict(options=made, run=_first_record(trainer, data, own))
-    return _begin(trainer, config.budget, folder, document, progress, callbacks)
+    return _begin(trainer, config.budget, folder, document, progress, callbacks, track)
 
 # %% ../nbs/22_runs.ipynb #c62effb8
-def _begin(trainer, budget, folder, document, progress, callbacks) -> Run:
+def _begin(trainer, budget, folder, document, progress, callbacks, track) -> Run:
     trainer.group.largest(0.)  # all have found the folder free
     folder.mkdir(parents=True, exist_ok=True)
     with _writing(folder, trainer.group):
@@ -354,7 +370,7 @@ def _begin(trainer, budget, folder, document, progress, callbacks) -> Run:
                 raise FileExistsError(f'another process has begun a run in {str(folder)!r} just now; choose another '
                                       f'--out')
             write_json(folder / 'config.json', document)
-        return _fit(trainer, budget, folder, document, progress, callbacks)
+        return _fit(trainer, budget, folder, document, progress, callbacks, track)
 
 def _writing(folder, group): return write_lock(folder) if group.first else nullcontext()
 
@@ -369,10 +385,18 @@ def make_trainer(model, data, settings, config, group=None, **own) -> Trainer:
         raise UserError(f'{" and ".join(given)} are for models with an energy, {config.model} has none')
     return cls(model, data, settings, config.seed, config.device, config.precision, group=group, **given)
 
+# %% ../nbs/22_runs.ipynb #ceb1a2de
+def _trackers(trainer, folder, config, track) -> tuple:  # callbacks, one or none
+    known = trainer.notes.get('tracker', {})
+    if not (tool := track or known.get('tool')): return ()
+    from cebm_nb.watch import Tracker
+    return Tracker(tool, folder, config, known.get('id')),
+
 # %% ../nbs/22_runs.ipynb #af0cadd8
-def _fit(trainer, budget, folder, config, progress, callbacks=()) -> Run:
+def _fit(trainer, budget, folder, config, progress, callbacks=(), track=None) -> Run:
     first = trainer.group.first  # of several processes
-    saver, bar, measure = Saver(folder, config), _Progress(progress and first), ()
+    saver, bar, measure, status = Saver(folder, config), _Progress(progress and first), (), 'failed'
+    trackers = _trackers(trainer, folder, config, track) if first else ()
     if config['validate_every'] and first:
         from cebm_nb.evaluation import Validation  # which brings scikit-learn
         measure = Validation(folder, config['validate_every'], identity(config)),
@@ -381,7 +405,7 @@ def _fit(trainer, budget, folder, config, progress, callbacks=()) -> Run:
             saver.save(trainer)  # from here on the folder always holds a model that was healthy
             unhealthy, = trainer.group.largest(not saver.checkpoints.path('healthy').is_file())
             if unhealthy: saver.checkpoints.write(trainer, 'healthy')
-            trainer.fit(budget, (bar, Rollback(saver), *measure, saver, *(callbacks if first else ())), should_stop)
+            trainer.fit(budget, (bar, Rollback(saver), *measure, *trackers, saver, *(callbacks if first else ())), should_stop)
             status = 'interrupted' if trainer.used(budget) < 1 else 'complete'
             saver.save(trainer, status)
         except ConnectionError as error:
@@ -390,11 +414,13 @@ def _fit(trainer, budget, folder, config, progress, callbacks=()) -> Run:
             if saver.saved is None: raise
             raise OSError(f'{error}; the checkpoint of update {saver.saved} in {str(folder)!r} is whole. '
                           f'Make room and go on with: cebm train --resume {folder}') from None
-        finally: bar.bar.close()
+        finally:
+            bar.bar.close()
+            for tracker in trackers: tracker.close(status)
     if status == 'interrupted' and first:
         print(f'Interrupted after {trainer.step} updates; everything is saved in {folder}. Go on with: cebm train '
               f'--resume {folder}')
-    return Run(folder, trainer.average.eval(), pd.DataFrame(trainer.rows), read_config(folder))
+    return Run(folder, contiguous(trainer.average.eval()), pd.DataFrame(trainer.rows), read_config(folder))
 
 # %% ../nbs/22_runs.ipynb #8de22333
 def run_data(

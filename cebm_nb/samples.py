@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from .data import ImageData
 from .encoders import ConvEncoder
-from .fast import FrozenEnergy, mixed_precision, pick_device
+from .fast import FrozenEnergy, contiguous, mixed_precision, pick_device
 from .families import seeded
 from .models import Energy
 from .settings import SAMPLERS, SamplerSettings, UserError, check_name, extra
@@ -102,7 +102,9 @@ def sample_images(
         return generated_images(run.model, n, seed, device)
     kernel = training_kernel(run, 500 if steps is None else steps)
     x = start_of_chains(run, n, start or 'buffer', torch.Generator().manual_seed(seed))
-    return kernel(ready_to_sample(run, device), x.to(device), torch.Generator(device).manual_seed(seed)).cpu()
+    x = kernel(ready_to_sample(run, device), x.to(device), torch.Generator(device).manual_seed(seed)).cpu()
+    contiguous(run.model)
+    return x
 
 # %% ../nbs/16_samples.ipynb #5e56a6c5
 def follow_chains(

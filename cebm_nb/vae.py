@@ -16,7 +16,7 @@ from torch.distributions import Bernoulli, Distribution, Independent, kl_diverge
 
 from .conjugacy import Prior
 from .encoders import activations
-from .models import check_inputs, check_latents, output_shape, widen
+from .models import check_inputs, check_latents, output_shape, summary, widen
 from .settings import UserError, vae_presets
 from .trainer import Trainer
 
@@ -121,6 +121,12 @@ class VAE(nn.Module):
         made = output_shape(decoder, (prior.family.dim,))
         if made != self.in_shape:
             raise UserError(f'the decoder makes images of shape {made}, the encoder reads {self.in_shape}')
+
+    def extra_repr(self) -> str: return summary(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        "The representation, without the look at its inputs that `encode` takes: `(B, *in_shape)` -> (B, D)."
+        return self._q((x + 1) / 2 if x.dim() == 4 else x).mean
 
     def _pixels(self, x):  # checked, from 0 to 1; vectors as they are
         x = check_inputs(self, x)

@@ -6,13 +6,15 @@
 __all__ = ['most_weights', 'baseline_layers', 'pretrained_folder', 'make_encoder', 'make_prior', 'create_cebm', 'create_guided',
            'create_igebm', 'create_vae', 'create_bigan', 'create_model', 'Ended', 'RunRecord', 'RunConfig',
            'read_config', 'identity', 'check_unchanged', 'read_weights', 'model_config', 'check_same',
-           'model_from_config', 'pretrained_names', 'model_from_file', 'read_card', 'load_model']
+           'model_from_config', 'pretrained_names', 'model_from_file', 'read_card', 'is_hub_name', 'hub_model',
+           'load_model']
 
 # %% ../nbs/21_zoo.ipynb #933d9b49
 import difflib
 import importlib
 import json
 import math
+import re
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Literal
@@ -282,9 +284,21 @@ def _pretrained(name) -> Path:
     if Path(name).suffix == '.safetensors': return Path(name)
     return pretrained_folder / f'{check_name("trained model", str(name), pretrained_names())}.safetensors'
 
+# %% ../nbs/21_zoo.ipynb #cc2b1225
+def is_hub_name(name: str) -> bool:
+    "Whether a name is that of a model on the Hugging Face hub: hf:user/name, or user/name where no folder is in the way."
+    if name.startswith('hf:'): return True
+    user, _, model = name.partition('/')
+    return bool(re.fullmatch(r'[\w.-]+', user) and re.fullmatch(r'[\w.-]+', model)) and not Path(user).exists()
+
+def hub_model(name: str) -> nn.Module:
+    "A model of the Hugging Face hub; raises UserError without the extra, FileNotFoundError where there is none."
+    from cebm_nb.hub import HubModel
+    return HubModel.from_pretrained(name.removeprefix('hf:')).network
+
 # %% ../nbs/21_zoo.ipynb #d9f7469a
 def load_model(
-    name: str | Path,  # a run folder; a .safetensors file of `pack_model`; or one of `pretrained_names`
+    name: str | Path,  # a run folder; a file of `pack_model`; one of `pretrained_names`; 'user/name' on Hugging Face
     model: nn.Module | None = None,  # of a run with a model of your own: one of the same architecture, which is filled
     device: str | torch.device = 'cpu',  # where the model goes
     which: str = 'last',  # of a run folder: 'last', or 'best' for the best along the run by its validation
@@ -298,6 +312,7 @@ def load_model(
         if near:
             raise FileNotFoundError(f'no run folder {str(name)!r}; did you mean {near[0]!r}, which comes with this '
                                     f'package?')
+        if is_hub_name(str(name)): return hub_model(str(name)).to(pick_device(device)).eval()
     config, tensors, record = read_weights(folder, which)
     if model is None: model = model_from_config(config, folder / 'config.json')
     check_same(model, record.get('model'), folder)
