@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HealthyState', 'CEBMTransformer', 'CEBMClusterer', 'CEBMOutlierDetector']
 
-# %% ../nbs/28_estimators.ipynb #4a50bebf
+# %% ../nbs/28_estimators.ipynb #cd906e35
 import math
 import warnings
 from contextlib import contextmanager
@@ -26,13 +26,13 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .data import ImageData, ImageSet
 from .detection import FeatureDensity, LayerStatistics
-from .fast import FrozenEnergy, pick_device
+from .fast import FrozenEnergy, contiguous, pick_device
 from .runs import model_presets, trainer_class
 from .settings import SAMPLERS, Budget, EnergySettings, UserError, change, check_name, get_settings
 from .trainer import DivergenceError, EnergyTrainer, Trainer
 from .zoo import create_model
 
-# %% ../nbs/28_estimators.ipynb #d6d2a147
+# %% ../nbs/28_estimators.ipynb #b7cddf38
 class HealthyState:
     "A callback that keeps the last healthy state of a training in memory and goes back to it after a divergence."
 
@@ -48,7 +48,7 @@ class HealthyState:
         if len(trainer.rollbacks) >= trainer.settings.rollbacks: raise error
         warnings.warn(trainer.roll_back(*self.kept, str(error)), ConvergenceWarning, stacklevel=2)
 
-# %% ../nbs/28_estimators.ipynb #0ba4a9ba
+# %% ../nbs/28_estimators.ipynb #275ea7d9
 @contextmanager
 def _threads(n_jobs):
     before = torch.get_num_threads()
@@ -56,7 +56,7 @@ def _threads(n_jobs):
     try: yield
     finally: torch.set_num_threads(before)
 
-# %% ../nbs/28_estimators.ipynb #886bf8f0
+# %% ../nbs/28_estimators.ipynb #0519a5aa
 def _has_energy(self): return isinstance(get_settings('cpu', self.model), EnergySettings)
 
 class CEBMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -105,7 +105,7 @@ class CEBMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         check_is_fitted(self)
         return self._map(X, self.model_.log_prob_unnormalised)
 
-# %% ../nbs/28_estimators.ipynb #39bdcebb
+# %% ../nbs/28_estimators.ipynb #5afd1096
 @patch
 def _rows(self: CEBMTransformer, X, reset=False):  # (N, features), checked
     shape = X.shape if hasattr(X, 'shape') else np.asarray(X).shape
@@ -121,7 +121,7 @@ def _rows(self: CEBMTransformer, X, reset=False):  # (N, features), checked
                         f'got {X.shape[1]}')
     return X
 
-# %% ../nbs/28_estimators.ipynb #b898a2f9
+# %% ../nbs/28_estimators.ipynb #6439bc7b
 @patch
 def _find_scale(self: CEBMTransformer, X):  # center and scale, numbers or (features,)
     if self.image_shape_ is None: black, white = X.min(0).astype(float), X.max(0).astype(float)
@@ -135,7 +135,7 @@ def _inputs(self: CEBMTransformer, X):  # a tensor, (N, features) or (N, C, H, W
     x = x.float().unflatten(1, self.image_shape_)
     return x[:, None] if x.dim() == 3 else x.permute(0, 3, 1, 2).contiguous()
 
-# %% ../nbs/28_estimators.ipynb #cc8dca91
+# %% ../nbs/28_estimators.ipynb #545b9c6d
 @patch
 def _options(self: CEBMTransformer): return dict(latent_dim=self.latent_dim) | (self.options or {})
 
@@ -162,10 +162,10 @@ def _train(self: CEBMTransformer, x, going_on):
     if self.warm_start: self.training_ = trainer.state()
     self._keep(trainer)
 
-# %% ../nbs/28_estimators.ipynb #f1d5bfa6
+# %% ../nbs/28_estimators.ipynb #e286178d
 @patch
 def _keep(self: CEBMTransformer, trainer):
-    self.model_ = trainer.average.eval().requires_grad_(False)
+    self.model_ = contiguous(trainer.average.eval().requires_grad_(False))
     self.n_iter_, self.metrics_, self.settings_ = trainer.step, trainer.rows, trainer.settings
     if isinstance(trainer, EnergyTrainer):
         chains, counted = trainer.buffer.chains, trainer.buffer.counted
@@ -186,7 +186,7 @@ def __getstate__(self: CEBMTransformer):
     if hasattr(self, 'model_'): self.model_.cpu()  # a pickle from a GPU opens everywhere
     return super(CEBMTransformer, self).__getstate__()
 
-# %% ../nbs/28_estimators.ipynb #bea5a6e9
+# %% ../nbs/28_estimators.ipynb #1fc5044f
 @patch
 def sample(self: CEBMTransformer,
     n_samples: int = 1,  # at most as many as there are chains, 1,000 or fewer, where the model has an energy
@@ -210,7 +210,7 @@ def _chains(self: CEBMTransformer, n, steps, device, noise):
     start = self.chains_[chosen].to(device, next(self.model_.parameters()).dtype)
     return SAMPLERS.find(kernel.name)(kernel)(FrozenEnergy(self.model_, 'float32'), start, noise)
 
-# %% ../nbs/28_estimators.ipynb #e6be302d
+# %% ../nbs/28_estimators.ipynb #998dd849
 class CEBMClusterer(ClusterMixin, CEBMTransformer):
     "Clusters of rows, by a mixture over their representations; further parameters are those of the transformer."
 
@@ -233,7 +233,7 @@ class CEBMClusterer(ClusterMixin, CEBMTransformer):
         self.labels_ = self.predict(X)
         return self
 
-# %% ../nbs/28_estimators.ipynb #45c98c82
+# %% ../nbs/28_estimators.ipynb #f8276931
 @patch
 def _options(self: CEBMClusterer):
     own = dict(components=self.n_clusters) if self.method == 'components' else {}
@@ -251,7 +251,7 @@ def predict(self: CEBMClusterer, X):
     "The likeliest component of each row: -> (N,), from 0 to K - 1."
     return self.predict_proba(X).argmax(1)
 
-# %% ../nbs/28_estimators.ipynb #7d914a64
+# %% ../nbs/28_estimators.ipynb #b3680707
 class CEBMOutlierDetector(OutlierMixin, CEBMTransformer):
     "Tells rows that are unlike those of fit; parameters beyond these are those of the transformer."
     _methods = ('layer mixture', 'latent mixture', 'Mahalanobis', 'energy')
@@ -278,7 +278,7 @@ class CEBMOutlierDetector(OutlierMixin, CEBMTransformer):
         self.offset_ = np.percentile(self.score_samples(X), 100 * self.contamination)
         return self
 
-# %% ../nbs/28_estimators.ipynb #f8692beb
+# %% ../nbs/28_estimators.ipynb #5b7f1b84
 @patch
 def _features(self: CEBMOutlierDetector, X):
     layers = self.method == 'layer mixture'

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['TRACKERS', 'snapshot', 'check_tracker', 'Tracker', 'draw_state', 'Panel', 'moved_latents', 'draw_image', 'explore']
 
-# %% ../nbs/30_watch.ipynb #5ddcbae1
+# %% ../nbs/30_watch.ipynb #fee03436
+import importlib
 import time
 import warnings
 from pathlib import Path
@@ -18,12 +19,12 @@ from fastcore.basics import patch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .plots import image_grid
+from .plots import html_image, image_grid
 from .settings import SamplerSettings, UserError, check_name, extra, one_line
 from .sgld import SGLD
 from .trainer import EnergyTrainer, Trainer
 
-# %% ../nbs/30_watch.ipynb #0439693e
+# %% ../nbs/30_watch.ipynb #26c3fb64
 @torch.no_grad()
 def snapshot(
     trainer: Trainer,  # at any moment of a training
@@ -35,10 +36,10 @@ def snapshot(
     if not hasattr(trainer.average, 'sample'): return None
     return trainer.average.sample(n, torch.Generator(trainer.device).manual_seed(0)).cpu()
 
-# %% ../nbs/30_watch.ipynb #911c4b7b
+# %% ../nbs/30_watch.ipynb #8f76b688
 class _TensorBoard:
     def __init__(self, folder, config, known, step):
-        writer = extra('torch.utils.tensorboard', 'track').SummaryWriter
+        writer = importlib.import_module('torch.utils.tensorboard').SummaryWriter
         self.writer, self.id = writer(str(folder / 'tensorboard'), purge_step=step), 'tensorboard'
         self.writer.add_text('settings', f'```\n{yaml.safe_dump(config)}\n```', step)
 
@@ -49,10 +50,10 @@ class _TensorBoard:
 
     def close(self, status): self.writer.close()
 
-# %% ../nbs/30_watch.ipynb #5a48473a
+# %% ../nbs/30_watch.ipynb #53ce2cc8
 class _MLflow:
     def __init__(self, folder, config, known, step):
-        self.mlflow = extra('mlflow', 'track')
+        self.mlflow = importlib.import_module('mlflow')
         self.client = self.mlflow.MlflowClient()
         found = self.client.get_experiment_by_name('cebm_nb')
         experiment = found.experiment_id if found else self.client.create_experiment('cebm_nb')
@@ -70,7 +71,7 @@ class _MLflow:
     def close(self, status):
         self.client.set_terminated(self.id, dict(complete='FINISHED', interrupted='KILLED').get(status, 'FAILED'))
 
-# %% ../nbs/30_watch.ipynb #f4093a89
+# %% ../nbs/30_watch.ipynb #c8a6ffd5
 def _flat(config, before=''):  # pairs of names and values; groups become name.name
     for name, value in config.items():
         if isinstance(value, dict): yield from _flat(value, f'{before}{name}.')
@@ -78,7 +79,7 @@ def _flat(config, before=''):  # pairs of names and values; groups become name.n
 
 class _WandB:
     def __init__(self, folder, config, known, step):
-        self.wandb = extra('wandb', 'track')
+        self.wandb = importlib.import_module('wandb')
         self.run = self.wandb.init(project='cebm_nb', name=folder.name, id=known, resume='allow',
                                    config=dict(_flat(config)), tags=[config['model']])
         self.id = self.run.id
@@ -91,7 +92,7 @@ class _WandB:
 
 class _Trackio:
     def __init__(self, folder, config, known, step):
-        self.trackio = extra('trackio', 'track')
+        self.trackio = importlib.import_module('trackio')
         self.id = known or folder.name
         self.run = self.trackio.init(project='cebm_nb', name=self.id, resume='allow', config=dict(_flat(config)))
 
@@ -101,13 +102,14 @@ class _Trackio:
 
     def close(self, status): self.run.finish()
 
-# %% ../nbs/30_watch.ipynb #9356f50f
+# %% ../nbs/30_watch.ipynb #11227d1a
 TRACKERS = dict(tensorboard=('torch.utils.tensorboard', _TensorBoard), mlflow=('mlflow', _MLflow),
                 wandb=('wandb', _WandB), trackio=('trackio', _Trackio))  # names to modules and classes
 
 def check_tracker(tool: str):
     "Raises UserError where a tool is not one of TRACKERS or is not installed."
-    extra(TRACKERS[check_name('tracker', tool, list(TRACKERS))][0], 'track')
+    try: importlib.import_module(TRACKERS[check_name('tracker', tool, list(TRACKERS))][0])
+    except ImportError: raise UserError(f'{tool} is not installed; pip install {tool}') from None
 
 class Tracker:
     "A callback that sends settings, numbers and samples of a training to a tool; a resumed run is the same run there."
@@ -117,14 +119,14 @@ class Tracker:
         folder: str | Path,  # the run folder, whose name is that of the run
         config: dict,  # what config.json holds
         known: str | None = None,  # the identity of the run in that tool, after a resume
-        picture_every: int = 500,  # updates
+        picture_every: int = 500,  # updates between two grids of samples
     ):
         check_tracker(tool)
         self.tool, self.folder, self.known, self.picture_every = tool, Path(folder), known, picture_every
         self.config = {name: value for name, value in config.items() if name != 'run'}
         self.board, self.health = None, 0
 
-# %% ../nbs/30_watch.ipynb #b93f270b
+# %% ../nbs/30_watch.ipynb #f2cddba0
 @patch
 def _send(self: Tracker, work, *values):
     if self.board is False: return
@@ -156,7 +158,7 @@ def close(self: Tracker, status: str):
     "End the run in the tool: 'complete', 'interrupted', or anything else for a failure."
     if self.board: self._send(self.board.close, status)
 
-# %% ../nbs/30_watch.ipynb #33a3061b
+# %% ../nbs/30_watch.ipynb #4332f8f1
 def draw_state(trainer: Trainer) -> Figure:
     "Curves and samples of a training at this moment, side by side."
     rows, images = pd.DataFrame(trainer.rows), snapshot(trainer)
@@ -180,11 +182,12 @@ class Panel:
 
     def __call__(self, trainer: Trainer, used: float):
         if used < 1 and time.monotonic() - self.last < self.every: return
-        figure, self.last = draw_state(trainer), time.monotonic()
-        if self.handle: self.handle.update(figure)
-        else: self.handle = extra('IPython.display', 'experiments').display(figure, display_id=True)
+        display, self.last = extra('IPython.display', 'experiments'), time.monotonic()
+        picture = display.HTML(html_image(draw_state(trainer), f'curves and samples at update {trainer.step}'))
+        if self.handle: self.handle.update(picture)
+        else: self.handle = display.display(picture, display_id=True)
 
-# %% ../nbs/30_watch.ipynb #5cf91aef
+# %% ../nbs/30_watch.ipynb #c35ce627
 @torch.no_grad()
 def moved_latents(model, x: Tensor, dimension: int, values: Tensor) -> Tensor:
     "Images for one latent dimension of an image x, (1, C, H, W), set to each of the values: -> (n, C, H, W)."
@@ -202,7 +205,8 @@ def draw_image(model, data, codes: np.ndarray, index: int, dimension: int) -> Fi
     x = data.test.serve(slice(index, index + 1))
     with torch.no_grad(): z = model.encode(x)
     near = np.linalg.norm(codes - z.numpy(), axis=1).argsort()[:9]
-    rows = torch.cat([x, data.train.serve(torch.from_numpy(near[:9])), moved_latents(model, x, dimension, torch.linspace(-8, 8, 10))])
+    rows = torch.cat([x, data.train.serve(torch.from_numpy(near)),
+                      moved_latents(model, x, dimension, torch.linspace(-8, 8, 10))])
     figure = Figure(figsize=(8, 3.4), layout='constrained')
     top, bottom = figure.subplots(2, 1)
     top.imshow(image_grid(rows, 10))
@@ -212,7 +216,7 @@ def draw_image(model, data, codes: np.ndarray, index: int, dimension: int) -> Fi
     bottom.set(title='posterior mean', xlabel='latent dimension')
     return figure
 
-# %% ../nbs/30_watch.ipynb #b39b81a2
+# %% ../nbs/30_watch.ipynb #7044fe97
 def explore(
     model,  # with `encode`, for images
     data,  # an `ImageData` of the same shape; its test images are looked at, its training images are the neighbours
@@ -223,6 +227,8 @@ def explore(
     codes = data.train.map(model.encode).numpy()
     def slider(most, text): return widgets.IntSlider(0, 0, most, description=text, continuous_update=False)
     image, dimension = slider(len(data.test) - 1, 'image'), slider(codes.shape[1] - 1, 'dimension')
-    def show(image, dimension): extra('IPython.display', 'experiments').display(draw_image(model, data, codes, image, dimension))
+    def show(image, dimension):
+        display, figure = extra('IPython.display', 'experiments'), draw_image(model, data, codes, image, dimension)
+        display.display(display.HTML(html_image(figure, f'test image {image} and its neighbours')))
     shown = widgets.interactive_output(show, dict(image=image, dimension=dimension))
     return widgets.VBox([widgets.HBox([image, dimension]), shown])
