@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HealthyState', 'CEBMTransformer', 'CEBMClusterer', 'CEBMOutlierDetector']
 
-# %% ../nbs/28_estimators.ipynb #cd906e35
+# %% ../nbs/28_estimators.ipynb #10366ee8
 import math
 import warnings
 from contextlib import contextmanager
@@ -32,7 +32,7 @@ from .settings import SAMPLERS, Budget, EnergySettings, UserError, change, check
 from .trainer import DivergenceError, EnergyTrainer, Trainer
 from .zoo import create_model
 
-# %% ../nbs/28_estimators.ipynb #b7cddf38
+# %% ../nbs/28_estimators.ipynb #21ed89a2
 class HealthyState:
     "A callback that keeps the last healthy state of a training in memory and goes back to it after a divergence."
 
@@ -48,7 +48,7 @@ class HealthyState:
         if len(trainer.rollbacks) >= trainer.settings.rollbacks: raise error
         warnings.warn(trainer.roll_back(*self.kept, str(error)), ConvergenceWarning, stacklevel=2)
 
-# %% ../nbs/28_estimators.ipynb #275ea7d9
+# %% ../nbs/28_estimators.ipynb #e74c3b8e
 @contextmanager
 def _threads(n_jobs):
     before = torch.get_num_threads()
@@ -56,7 +56,7 @@ def _threads(n_jobs):
     try: yield
     finally: torch.set_num_threads(before)
 
-# %% ../nbs/28_estimators.ipynb #0519a5aa
+# %% ../nbs/28_estimators.ipynb #fc498951
 def _has_energy(self): return isinstance(get_settings('cpu', self.model), EnergySettings)
 
 class CEBMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -105,7 +105,7 @@ class CEBMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         check_is_fitted(self)
         return self._map(X, self.model_.log_prob_unnormalised)
 
-# %% ../nbs/28_estimators.ipynb #5afd1096
+# %% ../nbs/28_estimators.ipynb #66b78552
 @patch
 def _rows(self: CEBMTransformer, X, reset=False):  # (N, features), checked
     shape = X.shape if hasattr(X, 'shape') else np.asarray(X).shape
@@ -121,7 +121,7 @@ def _rows(self: CEBMTransformer, X, reset=False):  # (N, features), checked
                         f'got {X.shape[1]}')
     return X
 
-# %% ../nbs/28_estimators.ipynb #6439bc7b
+# %% ../nbs/28_estimators.ipynb #d31ca229
 @patch
 def _find_scale(self: CEBMTransformer, X):  # center and scale, numbers or (features,)
     if self.image_shape_ is None: black, white = X.min(0).astype(float), X.max(0).astype(float)
@@ -135,7 +135,7 @@ def _inputs(self: CEBMTransformer, X):  # a tensor, (N, features) or (N, C, H, W
     x = x.float().unflatten(1, self.image_shape_)
     return x[:, None] if x.dim() == 3 else x.permute(0, 3, 1, 2).contiguous()
 
-# %% ../nbs/28_estimators.ipynb #545b9c6d
+# %% ../nbs/28_estimators.ipynb #1d907d65
 @patch
 def _options(self: CEBMTransformer): return dict(latent_dim=self.latent_dim) | (self.options or {})
 
@@ -162,7 +162,7 @@ def _train(self: CEBMTransformer, x, going_on):
     if self.warm_start: self.training_ = trainer.state()
     self._keep(trainer)
 
-# %% ../nbs/28_estimators.ipynb #e286178d
+# %% ../nbs/28_estimators.ipynb #419831c8
 @patch
 def _keep(self: CEBMTransformer, trainer):
     self.model_ = contiguous(trainer.average.eval().requires_grad_(False))
@@ -186,7 +186,7 @@ def __getstate__(self: CEBMTransformer):
     if hasattr(self, 'model_'): self.model_.cpu()  # a pickle from a GPU opens everywhere
     return super(CEBMTransformer, self).__getstate__()
 
-# %% ../nbs/28_estimators.ipynb #1fc5044f
+# %% ../nbs/28_estimators.ipynb #62903690
 @patch
 def sample(self: CEBMTransformer,
     n_samples: int = 1,  # at most as many as there are chains, 1,000 or fewer, where the model has an energy
@@ -210,7 +210,7 @@ def _chains(self: CEBMTransformer, n, steps, device, noise):
     start = self.chains_[chosen].to(device, next(self.model_.parameters()).dtype)
     return SAMPLERS.find(kernel.name)(kernel)(FrozenEnergy(self.model_, 'float32'), start, noise)
 
-# %% ../nbs/28_estimators.ipynb #998dd849
+# %% ../nbs/28_estimators.ipynb #61d1c4a9
 class CEBMClusterer(ClusterMixin, CEBMTransformer):
     "Clusters of rows, by a mixture over their representations; further parameters are those of the transformer."
 
@@ -233,7 +233,7 @@ class CEBMClusterer(ClusterMixin, CEBMTransformer):
         self.labels_ = self.predict(X)
         return self
 
-# %% ../nbs/28_estimators.ipynb #f8276931
+# %% ../nbs/28_estimators.ipynb #c211b433
 @patch
 def _options(self: CEBMClusterer):
     own = dict(components=self.n_clusters) if self.method == 'components' else {}
@@ -251,7 +251,7 @@ def predict(self: CEBMClusterer, X):
     "The likeliest component of each row: -> (N,), from 0 to K - 1."
     return self.predict_proba(X).argmax(1)
 
-# %% ../nbs/28_estimators.ipynb #b3680707
+# %% ../nbs/28_estimators.ipynb #ff0795c5
 class CEBMOutlierDetector(OutlierMixin, CEBMTransformer):
     "Tells rows that are unlike those of fit; parameters beyond these are those of the transformer."
     _methods = ('layer mixture', 'latent mixture', 'Mahalanobis', 'energy')
@@ -273,12 +273,13 @@ class CEBMOutlierDetector(OutlierMixin, CEBMTransformer):
         super().fit(X)
         if self.method != 'energy':
             features = self._features(X)
-            components = 1 if self.method == 'Mahalanobis' else min(20, 1 + len(features) // 100)
-            self.density_ = FeatureDensity(features, components)
+            dims = int(np.clip((len(features) / 4.5) ** 0.5, 1, 64))
+            components = 1 if self.method == 'Mahalanobis' else int(np.clip(len(features) / (1.5 * dims**2), 1, 20))
+            self.density_ = FeatureDensity(features, components, dims)
         self.offset_ = np.percentile(self.score_samples(X), 100 * self.contamination)
         return self
 
-# %% ../nbs/28_estimators.ipynb #5b7f1b84
+# %% ../nbs/28_estimators.ipynb #6a74d38b
 @patch
 def _features(self: CEBMOutlierDetector, X):
     layers = self.method == 'layer mixture'

@@ -5,20 +5,20 @@
 # %% auto #0
 __all__ = ['hub', 'HubModel', 'metadata']
 
-# %% ../nbs/29_hub.ipynb #35812e2b
+# %% ../nbs/29_hub.ipynb #c46c508d
 from pathlib import Path
 
 from fastcore.basics import patch
 from torch import nn
 
 from .report import card_text, make_card, read_runs
-from .settings import UserError, extra, one_line
+from .settings import UserError, extra
 from .storage import load_weights, save_weights, write_json
 from .zoo import load_model, model_config, model_from_file
 
 hub = extra('huggingface_hub', 'hub')
 
-# %% ../nbs/29_hub.ipynb #ae059734
+# %% ../nbs/29_hub.ipynb #0037d108
 class HubModel(hub.ModelHubMixin):
     "A trained model as a repository of the Hugging Face hub: weights, their description, and a card."
 
@@ -42,17 +42,14 @@ class HubModel(hub.ModelHubMixin):
         text = card_text(name, self.card) if self.card else f'# {name}\n\nNothing is noted about its training.\n'
         return hub.ModelCard(f'---\n{metadata(name, self.card).to_yaml()}\n---\n\n{text}')
 
-# %% ../nbs/29_hub.ipynb #a738e7e4
+# %% ../nbs/29_hub.ipynb #482e87dc
 @patch(cls_method=True)
 def _from_pretrained(cls: HubModel, *, model_id, revision=None, cache_dir=None, force_download=False,
                      local_files_only=False, token=None, **_):
     path = Path(model_id) / 'model.safetensors'
     if not Path(model_id).is_dir():
         about = dict(revision=revision, cache_dir=cache_dir, force_download=force_download, token=token)
-        try: path = Path(hub.hf_hub_download(model_id, path.name, local_files_only=local_files_only, **about))
-        except Exception as error:  # no such repository, no network, no permission
-            raise FileNotFoundError(f'no run folder {model_id!r}, and none on the Hugging Face hub: '
-                                    f'{one_line(error)[:200]}') from None
+        path = Path(hub.hf_hub_download(model_id, path.name, local_files_only=local_files_only, **about))
     return cls(model_from_file(path), load_weights(path)[1].get('card'))
 
 @patch(cls_method=True)
@@ -64,7 +61,7 @@ def from_run(cls: HubModel,
     "The model of an evaluated run with its card; raises ValueError or FileNotFoundError on a folder that is none."
     return cls(load_model(folder), make_card(read_runs([folder])[0], limits, licence))
 
-# %% ../nbs/29_hub.ipynb #875caefd
+# %% ../nbs/29_hub.ipynb #a4c54e77
 _hub_data = {'fashion-mnist': 'zalando-datasets/fashion_mnist', 'mnist': 'ylecun/mnist', 'cifar10': 'uoft-cs/cifar10',
              'mnist-5k': 'ylecun/mnist'}  # names of data sets on the hub
 

@@ -294,7 +294,11 @@ def is_hub_name(name: str) -> bool:
 def hub_model(name: str) -> nn.Module:
     "A model of the Hugging Face hub; raises UserError without the extra, FileNotFoundError where there is none."
     from cebm_nb.hub import HubModel
-    return HubModel.from_pretrained(name.removeprefix('hf:')).network
+    try: return HubModel.from_pretrained(name.removeprefix('hf:')).network
+    except UserError: raise  # it is there, and damaged
+    except Exception as error:  # no such repository, no network, no permission
+        why = first_line(error)[:200]
+        raise FileNotFoundError(f'no run folder {name!r}, and none on the Hugging Face hub: {why}') from None
 
 # %% ../nbs/21_zoo.ipynb #d9f7469a
 def load_model(
