@@ -26,7 +26,7 @@ _modules = ('families conjugacy models settings sgld trainer toys likelihood dat
             'representation detection samples conditional evaluation report storage zoo runs fast processes bench workers '
             'sweep estimators hub watch cli').split()
 _where = {name: module for module, names in _names.items() for name in names.split()}
-__all__ = [*_where, 'families', '__version__']
+__all__ = [*(name for name in _where if name != 'HubModel'), 'families', '__version__']  # that one needs an extra
 
 
 def __getattr__(name):

@@ -559,8 +559,8 @@ def _column(given, features, kind, needed):  # the name of the column of a type,
     found = [name for name, feature in features.items() if type(feature).__name__ == kind]
     if given is not None: return check_name('column', given, list(features))
     if len(found) > 1 or needed and not found:
-        raise UserError(f'there must be one column of type {kind}, there are {found or "none"} of {list(features)}; name '
-                        f'the columns, hf:NAME:IMAGES:LABELS')
+        raise UserError(f'there must be one column of type {kind}, there are {found or "none"} of {list(features)}; '
+                        f'name the columns, hf:NAME:IMAGES:LABELS')
     return found[0] if found else None
 
 def load_hub(
@@ -577,8 +577,8 @@ def load_hub(
     if 'train' not in splits: raise UserError(f'hf:{name} must have a split train, it has {", ".join(found)}')
     features, (images, labels) = splits['train'].features, (columns + [None, None])[:2]
     images, labels = _column(images, features, 'Image', True), _column(labels, features, 'ClassLabel', False)
-    parts = [array for part in ('train', 'test', 'valid') for array in _hub_part(splits.get(part), images, labels, size)]
-    return ImageData.from_arrays(*parts, class_names=getattr(features[labels], 'names', None) if labels else None,
+    read = [_hub_part(splits.get(part), images, labels, size) for part in ('train', 'test', 'valid')]
+    return ImageData.from_arrays(*sum(read, ()), class_names=getattr(features[labels], 'names', None) if labels else None,
                                  name=f'hf:{path}')
 
 def _hub_part(split, images, labels, size):  # arrays of images and labels

@@ -158,7 +158,8 @@ def _train(self: CEBMTransformer, x, going_on):
         trainer.step, trainer.seconds, trainer.rollbacks = 0, 0., []
     def tell(trainer, used):
         if trainer.step % 100 == 0: print(f'update {trainer.step}: {trainer.describe(trainer.rows[-1])}')
-    trainer.fit(Budget(steps=self.steps, minutes=self.max_minutes), (HealthyState(trainer), *[tell] * bool(self.verbose)))
+    callbacks = (HealthyState(trainer), *[tell] * bool(self.verbose))
+    trainer.fit(Budget(steps=self.steps, minutes=self.max_minutes), callbacks)
     if self.warm_start: self.training_ = trainer.state()
     self._keep(trainer)
 
@@ -229,7 +230,8 @@ class CEBMClusterer(ClusterMixin, CEBMTransformer):
         super().fit(X)
         if self.method == 'latent mixture':
             z = self.transform(X)
-            self.mixture_ = GaussianMixture(self.n_clusters, reg_covar=1e-3 * z.var() + 1e-9, n_init=3, random_state=0).fit(z)
+            ridge = 1e-3 * z.var() + 1e-9
+            self.mixture_ = GaussianMixture(self.n_clusters, reg_covar=ridge, n_init=3, random_state=0).fit(z)
         self.labels_ = self.predict(X)
         return self
 

@@ -27,7 +27,7 @@ class HubModel(hub.ModelHubMixin):
         card: dict | None = None,  # from `make_card`; None: nothing is known about its training
     ):
         if model_config(network) is None:
-            raise UserError(f'{type(network).__name__} was not made by create_model, so it cannot be described in a file')
+            raise UserError(f'{type(network).__name__} was not made by create_model, it cannot be described in a file')
         self.network, self.card = network, card or {}
 
     def _save_pretrained(self, save_directory: Path):
@@ -74,7 +74,8 @@ def metadata(
     found = [hub.EvalResult(task_type='image-feature-extraction', dataset_type=_hub_data.get(data, data),
                             dataset_name=data, metric_type='accuracy', metric_value=round(100 * r['accuracy_mean'], 2),
                             metric_name=f'{r["labels_per_class"]} labels a class, logistic regression, %')
-             for r in card.get('few_label', []) if r['representation'] == model and r.get('read_out', 'logistic') == 'logistic']
+             for r in card.get('few_label', [])
+             if r['representation'] == model and r.get('read_out', 'logistic') == 'logistic']
     return hub.ModelCardData(
         library_name='cebm_nb', license=card.get('licence', 'unknown').lower().replace(' ', '-'), model_name=name,
         tags=['energy-based-model', 'representation-learning', *[model] * bool(model)],

@@ -112,7 +112,8 @@ class Run:
     def _repr_html_(self) -> str:
         from cebm_nb.plots import html_image
         about, done = self.config, self.config['run']['finished'] or {}
-        words = f'{self.folder}: {self.name} on {about["data"]}, {done.get("updates", 0):,} updates, {done.get("status")}'
+        words = f'{self.folder}: {self.name} on {about["data"]}, {done.get("updates", 0):,} updates'
+        words += f', {done["status"]}' * bool(done)
         return f'<p>{html.escape(words)}</p>' + (html_image(self.plot(), 'curves') if len(self.metrics) else '')
 
     @property
@@ -405,7 +406,8 @@ def _fit(trainer, budget, folder, config, progress, callbacks=(), track=None) ->
             saver.save(trainer)  # from here on the folder always holds a model that was healthy
             unhealthy, = trainer.group.largest(not saver.checkpoints.path('healthy').is_file())
             if unhealthy: saver.checkpoints.write(trainer, 'healthy')
-            trainer.fit(budget, (bar, Rollback(saver), *measure, *trackers, saver, *(callbacks if first else ())), should_stop)
+            hooks = (bar, Rollback(saver), *measure, *trackers, saver, *(callbacks if first else ()))
+            trainer.fit(budget, hooks, should_stop)
             status = 'interrupted' if trainer.used(budget) < 1 else 'complete'
             saver.save(trainer, status)
         except ConnectionError as error:

@@ -145,7 +145,8 @@ def _open(self: Tracker, trainer):
 def __call__(self: Tracker, trainer: Trainer, used: float):
     if self.board is None: self._send(self._open, trainer)
     health = [row for row in trainer.notes.get('health', []) if self.health < row['step'] <= trainer.step]
-    rows = [(row, 'validation/') for row in health] + [(row, '') for row in trainer.rows[-1:] * (trainer.step % 10 == 1)]
+    rows = [(row, 'validation/') for row in health]
+    if trainer.step % 10 == 1: rows.append((trainer.rows[-1], ''))
     for row, before in rows:
         plain = {before + k: float(v) for k, v in row.items() if k != 'step' and isinstance(v, int | float)}
         self._send(lambda: self.board.numbers(row['step'], plain))

@@ -286,7 +286,7 @@ def _pretrained(name) -> Path:
 
 # %% ../nbs/21_zoo.ipynb #cc2b1225
 def is_hub_name(name: str) -> bool:
-    "Whether a name is that of a model on the Hugging Face hub: hf:user/name, or user/name where no folder is in the way."
+    "Whether a name is that of a model on the Hugging Face hub: hf:user/name, or user/name where `user` is no folder."
     if name.startswith('hf:'): return True
     user, _, model = name.partition('/')
     return bool(re.fullmatch(r'[\w.-]+', user) and re.fullmatch(r'[\w.-]+', model)) and not Path(user).exists()

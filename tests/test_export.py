@@ -30,7 +30,7 @@ def test_readme_is_the_index_notebook(tmp_path):
 
 
 PARTS = dict(method='families conjugacy models settings sgld trainer toys likelihood', images='data encoders', baselines='vae bigan guided',
-             evaluation='plots representation detection samples conditional evaluation report', running='storage zoo runs fast processes bench workers sweep cli')
+             evaluation='plots representation detection samples conditional evaluation report', running='storage zoo runs fast processes bench workers sweep estimators hub watch cli')
 
 
 def imports(module):  # of this package, at the top of a module
