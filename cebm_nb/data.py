@@ -578,8 +578,8 @@ def load_hub(
     features, (images, labels) = splits['train'].features, (columns + [None, None])[:2]
     images, labels = _column(images, features, 'Image', True), _column(labels, features, 'ClassLabel', False)
     read = [_hub_part(splits.get(part), images, labels, size) for part in ('train', 'test', 'valid')]
-    return ImageData.from_arrays(*sum(read, ()), class_names=getattr(features[labels], 'names', None) if labels else None,
-                                 name=f'hf:{path}')
+    classes = getattr(features[labels], 'names', None) if labels else None
+    return ImageData.from_arrays(*sum(read, ()), class_names=classes, name=f'hf:{path}')
 
 def _hub_part(split, images, labels, size):  # arrays of images and labels
     if split is None: return None, None
