@@ -568,7 +568,7 @@ def load_hub(
     size: int | None = None,  # crop and scale to this many pixels a side
 ) -> ImageData:
     "A data set in the form of the package `datasets`; raises ValueError where it cannot be read or has other columns."
-    datasets, (name, *columns) = extra('datasets', 'hub'), str(path).split(':')
+    datasets, (name, *columns) = extra('datasets', 'hub'), path.as_posix().split(':')
     saved = (Path(name) / 'dataset_dict.json').is_file()
     try: found = datasets.load_from_disk(name) if saved else datasets.load_dataset(name)
     except Exception as error:  # of the network, of the name, of the files
@@ -614,7 +614,7 @@ def load_data(
     name: str = 'mnist-5k',  # one of DATA_SETS, 'folder:PATH', 'npz:FILE', 'hf:NAME'; '/validation' holds out a tenth
     root: str | Path | None = None,  # where downloads are kept; `data_folder()` by default
     image_size: int | None = None,  # for 'folder:', 'npz:' and 'hf:', crop and scale to this many pixels a side
-    download: bool = True,  # fetch what is not there; else FileNotFoundError
+    download: bool = True,  # fetch what is not there; else FileNotFoundError. 'hf:' asks HF_HUB_OFFLINE instead
 ) -> ImageData:
     "A data set by name; raises ValueError on unknown names and unusable files, ConnectionError when a download fails."
     kind, _, path = check_data_name(name := str(name)).partition(':')

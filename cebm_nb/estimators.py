@@ -26,7 +26,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .data import ImageData, ImageSet
 from .detection import FeatureDensity, LayerStatistics
-from .fast import FrozenEnergy, contiguous, pick_device
+from .fast import FrozenEnergy, contiguous, exact_convolutions, pick_device
 from .runs import model_presets, trainer_class
 from .settings import SAMPLERS, Budget, EnergySettings, UserError, change, check_name, get_settings
 from .trainer import DivergenceError, EnergyTrainer, Trainer
@@ -75,7 +75,7 @@ class CEBMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         settings=None,  # changes to the preset, such as dict(sampler=dict(steps=20))
         steps=None,  # budget in updates of the weights; or
         max_minutes=None,  # budget in minutes; the preset's passes over the rows where neither is given
-        warm_start=False,  # go on from the weights, the chains and Adam's moments of the last fit
+        warm_start=False,  # keep weights, chains and Adam's moments, and go on from those that the last fit kept
         random_state=0,  # a seed, as that of `train`; or a RandomState; None: numpy's global one
         device='auto',  # 'auto', 'cpu', 'cuda', ...
         n_jobs=None,  # threads of torch in fit and transform, -1 for all cores; None: as torch is set
@@ -143,6 +143,8 @@ def _options(self: CEBMTransformer): return dict(latent_dim=self.latent_dim) | (
 def _make_trainer(self: CEBMTransformer, x):
     given = isinstance(self.random_state, (int, np.integer))
     seed = int(self.random_state) if given else int(check_random_state(self.random_state).randint(2**31))
+    if x.dim() == 4 and x.abs().max() > 1 + 1e-6:
+        raise UserError('X must be within the range of values of the first fit; scale it, or fit without warm_start')
     images = ImageSet(((x + 1) * 127.5).round().byte() if x.dim() == 4 else x.float())
     model = create_model(self.model, tuple(x.shape[1:]), seed, **self._options())
     presets = model_presets(model)
@@ -160,7 +162,9 @@ def _train(self: CEBMTransformer, x, going_on):
         if trainer.step % 100 == 0: print(f'update {trainer.step}: {trainer.describe(trainer.rows[-1])}')
     callbacks = (HealthyState(trainer), *[tell] * bool(self.verbose))
     trainer.fit(Budget(steps=self.steps, minutes=self.max_minutes), callbacks)
-    if self.warm_start: self.training_ = trainer.state()
+    tensors, record = trainer.state()
+    if self.warm_start: self.training_ = {name: t.cpu() for name, t in tensors.items()}, record
+    elif hasattr(self, 'training_'): del self.training_
     self._keep(trainer)
 
 # %% ../nbs/28_estimators.ipynb #419831c8
@@ -168,18 +172,21 @@ def _train(self: CEBMTransformer, x, going_on):
 def _keep(self: CEBMTransformer, trainer):
     self.model_ = contiguous(trainer.average.eval().requires_grad_(False))
     self.n_iter_, self.metrics_, self.settings_ = trainer.step, trainer.rows, trainer.settings
+    if hasattr(self, 'chains_'): del self.chains_
     if isinstance(trainer, EnergyTrainer):
         chains, counted = trainer.buffer.chains, trainer.buffer.counted
         self.chains_ = (chains[counted] if counted.any() else chains)[:1000].cpu()
     with torch.no_grad(): self._n_features_out = self.model_.encode(trainer.batch()[:1]).shape[1]
-    if self.image_shape_ is None: self.model_.double()
+    if self.image_shape_ is None: self.model_.cpu().double()
 
 @patch
 @torch.no_grad()
 def _map(self: CEBMTransformer, X, function):  # what a method of the model gives for each row
-    x, device = self._inputs(self._rows(X)), pick_device(self.device)
+    x = self._inputs(self._rows(X))
+    device = pick_device('cpu' if self.image_shape_ is None else self.device)
     self.model_.to(device)
-    with _threads(self.n_jobs): found = [function(part.to(device)).double().cpu() for part in x.split(500)]
+    with _threads(self.n_jobs), exact_convolutions(device):
+        found = [function(part.to(device)).cpu().double() for part in x.split(500)]
     return torch.cat(found).numpy()
 
 @patch
@@ -195,11 +202,11 @@ def sample(self: CEBMTransformer,
 ):
     "Draw rows, in the shape and units of the X of fit: -> (n_samples, ...)."
     check_is_fitted(self)
-    device = pick_device(self.device)
+    device = pick_device('cpu' if self.image_shape_ is None else self.device)
     noise = torch.Generator(device).manual_seed(int(check_random_state(self.random_state).randint(2**31)))
     model = self.model_.to(device)
     x = self._chains(n_samples, steps, device, noise) if hasattr(self, 'chains_') else model.sample(n_samples, noise)
-    x = (x.permute(0, 2, 3, 1) if x.dim() == 4 else x).cpu().double().numpy()
+    x = (x.clamp(-1, 1).permute(0, 2, 3, 1) if x.dim() == 4 else x).cpu().double().numpy()
     x = x.reshape(n_samples, -1) * self.scale_ + self.center_
     return x if self.flat_ else x.reshape(n_samples, *self.image_shape_)
 
@@ -227,6 +234,8 @@ class CEBMClusterer(ClusterMixin, CEBMTransformer):
     def fit(self, X, y=None):
         "Learn from the rows of X, and put the cluster of each into `labels_`."
         check_name('method', self.method, ['latent mixture', 'components'])
+        if self.n_clusters > (n := len(X)):
+            raise UserError(f'n_clusters must be at most n_samples={n}, the rows of X, got {self.n_clusters}')
         super().fit(X)
         if self.method == 'latent mixture':
             z = self.transform(X)
@@ -272,6 +281,7 @@ class CEBMOutlierDetector(OutlierMixin, CEBMTransformer):
         check_name('method', self.method, self._methods)
         if not 0 < self.contamination <= 0.5:
             raise UserError(f'contamination must be above 0 and at most 0.5, got {self.contamination}')
+        if self.method == 'energy' and not _has_energy(self): raise UserError(f'{self.model} has no energy')
         super().fit(X)
         if self.method != 'energy':
             features = self._features(X)

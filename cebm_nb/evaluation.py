@@ -32,7 +32,7 @@ from .conditional import conditional_records, traversal_values
 from .data import ImageData
 from .detection import (choose_score, complexity, detection_records, detection_scores, ood_names,
                                outlier_sets)
-from .fast import exact_convolutions, pick_device
+from .fast import contiguous, exact_convolutions, pick_device
 from .models import Pixel
 from .plots import (is_floor, plot_chain_energies, plot_confusion, plot_differences, plot_few_label, plot_images,
                            plot_map, plot_rows, plot_scores, save_figure)
@@ -738,6 +738,7 @@ def evaluate(
             _add(result, run, part, found, made)
             if kept: kept.save(part, found, result)
             if tell: tell(part, made['seconds'])
+    contiguous(model)
     return result
 
 # %% ../nbs/18_evaluation.ipynb #672e2cdc

@@ -36,9 +36,13 @@ class HubModel(hub.ModelHubMixin):
         save_weights(save_directory / 'model.safetensors', tensors, about)
         write_json(save_directory / 'config.json', about)
 
+    def push_to_hub(self, repo_id: str, *, model_card_kwargs: dict | None = None, **options):
+        "Put the model into a repository of the hub; the options are those of huggingface_hub."
+        return super().push_to_hub(repo_id, model_card_kwargs=dict(name=repo_id) | (model_card_kwargs or {}), **options)
+
     def generate_model_card(self, **about):
         "The card, with the block of metadata in front; licence, data, metrics."
-        name = about.get('name', 'a model of cebm_nb')
+        name = about.get('name', 'user/name')
         text = card_text(name, self.card) if self.card else f'# {name}\n\nNothing is noted about its training.\n'
         return hub.ModelCard(f'---\n{metadata(name, self.card).to_yaml()}\n---\n\n{text}')
 
@@ -59,7 +63,9 @@ def from_run(cls: HubModel,
     licence: str = 'Apache 2.0',  # of the weights
 ) -> 'HubModel':
     "The model of an evaluated run with its card; raises ValueError or FileNotFoundError on a folder that is none."
-    return cls(load_model(folder), make_card(read_runs([folder])[0], limits, licence))
+    run = read_runs([folder])[0]
+    if not run.finished: raise UserError(f'{str(folder)!r} has not ended; go on with: cebm train --resume {folder}')
+    return cls(load_model(folder), make_card(run, limits, licence))
 
 # %% ../nbs/29_hub.ipynb #a4c54e77
 _hub_data = {'fashion-mnist': 'zalando-datasets/fashion_mnist', 'mnist': 'ylecun/mnist', 'cifar10': 'uoft-cs/cifar10',
@@ -70,14 +76,16 @@ def metadata(
     card: dict,  # from `make_card`, or empty
 ):
     "The metadata of a card, a `ModelCardData` of huggingface_hub: tags, data, metrics, licence."
-    model, data = card.get('model'), card.get('data', '').split('/')[0]
-    found = [hub.EvalResult(task_type='image-feature-extraction', dataset_type=_hub_data.get(data, data),
-                            dataset_name=data, metric_type='accuracy', metric_value=round(100 * r['accuracy_mean'], 2),
-                            metric_name=f'{r["labels_per_class"]} labels a class, logistic regression, %')
+    model, data = card.get('model'), card.get('data', '').removesuffix('/validation')
+    known = data.removeprefix('hf:').split(':')[0] if data.startswith('hf:') else _hub_data.get(data)
+    found = [hub.EvalResult(task_type='image-feature-extraction', dataset_type=known or 'own',
+                            dataset_name=known or data.split(':')[0], metric_type='accuracy',
+                            metric_value=round(100 * r['accuracy_mean'], 2),
+                            metric_name=f'% with {r["labels_per_class"]} labels per class, logistic regression')
              for r in card.get('few_label', [])
              if r['representation'] == model and r.get('read_out', 'logistic') == 'logistic']
     return hub.ModelCardData(
         library_name='cebm_nb', license=card.get('licence', 'unknown').lower().replace(' ', '-'), model_name=name,
         tags=['energy-based-model', 'representation-learning', *[model] * bool(model)],
-        datasets=[_hub_data[data]] if data in _hub_data else None, metrics=['accuracy'] if found else None,
+        datasets=[known] if known else None, metrics=['accuracy'] if found else None,
         eval_results=found or None)

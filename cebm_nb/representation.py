@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from .data import ImageData, ImageSet
 from .families import seeded
-from .fast import channels_last, contiguous, exact_convolutions, pick_device
+from .fast import channels_last, exact_convolutions, pick_device
 from .models import check_inputs
 from .settings import UserError, check_name, extra
 
@@ -53,7 +53,6 @@ def encode_images(
     device = pick_device(device)
     model = channels_last(model.eval().to(device))
     with exact_convolutions(device): features = images.map(getattr(model, method), device, batch_size).float().numpy()
-    contiguous(model)
     if features.ndim != 2:
         raise UserError(f'{method} must give (B, D), got (B, {", ".join(map(str, features.shape[1:]))})')
     if not np.isfinite(features).all():

@@ -113,7 +113,7 @@ class Run:
         from cebm_nb.plots import html_image
         about, done = self.config, self.config['run']['finished'] or {}
         words = f'{self.folder}: {self.name} on {about["data"]}, {done.get("updates", 0):,} updates'
-        words += f', {done["status"]}' * bool(done)
+        if done: words += f', {done["status"]}'
         return f'<p>{html.escape(words)}</p>' + (html_image(self.plot(), 'curves') if len(self.metrics) else '')
 
     @property
@@ -212,9 +212,9 @@ class Rollback:
             trainer.refresh_average()
             return self.saver.save(trainer)
         if most:
-            rollbacks = trainer.rollbacks
+            rollbacks, notes = trainer.rollbacks, trainer.notes
             trainer.load_state(*load_weights(healthy))  # the healthy model is what stays
-            trainer.rollbacks = rollbacks
+            trainer.rollbacks, trainer.notes = rollbacks, notes
             trainer.refresh_average()
             self.saver.save(trainer, 'diverged')
         else: self.saver.record(trainer, 'diverged')
@@ -391,7 +391,10 @@ def _trackers(trainer, folder, config, track) -> tuple:  # callbacks, one or non
     known = trainer.notes.get('tracker', {})
     if not (tool := track or known.get('tool')): return ()
     from cebm_nb.watch import Tracker
-    return Tracker(tool, folder, config, known.get('id')),
+    try: return Tracker(tool, folder, config, known.get('id')),
+    except UserError as error:  # where a run is resumed that tool may be missing
+        warnings.warn(f'the run goes on unwatched: {error}')
+        return ()
 
 # %% ../nbs/22_runs.ipynb #af0cadd8
 def _fit(trainer, budget, folder, config, progress, callbacks=(), track=None) -> Run:

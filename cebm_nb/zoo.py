@@ -293,7 +293,10 @@ def is_hub_name(name: str) -> bool:
 
 def hub_model(name: str) -> nn.Module:
     "A model of the Hugging Face hub; raises UserError without the extra, FileNotFoundError where there is none."
-    from cebm_nb.hub import HubModel
+    try: from cebm_nb.hub import HubModel
+    except UserError:  # without the extra a mistyped run folder is what it most likely is
+        if name.startswith('hf:'): raise
+        raise FileNotFoundError(f'no run folder {name!r}') from None
     try: return HubModel.from_pretrained(name.removeprefix('hf:')).network
     except UserError: raise  # it is there, and damaged
     except Exception as error:  # no such repository, no network, no permission
@@ -302,7 +305,7 @@ def hub_model(name: str) -> nn.Module:
 
 # %% ../nbs/21_zoo.ipynb #d9f7469a
 def load_model(
-    name: str | Path,  # a run folder; a file of `pack_model`; one of `pretrained_names`; 'user/name' on Hugging Face
+    name: str | Path,  # a run folder; a file of `pack_model`; one of `pretrained_names`; or 'user/name' on Hugging Face
     model: nn.Module | None = None,  # of a run with a model of your own: one of the same architecture, which is filled
     device: str | torch.device = 'cpu',  # where the model goes
     which: str = 'last',  # of a run folder: 'last', or 'best' for the best along the run by its validation
@@ -312,11 +315,13 @@ def load_model(
     if not folder.is_dir():
         if folder.suffix == '.safetensors' or str(name) in pretrained_names():
             return model_from_file(_pretrained(name)).to(pick_device(device)).eval()
+        if is_hub_name(str(name)): return hub_model(str(name)).to(pick_device(device)).eval()
         near = difflib.get_close_matches(str(name), pretrained_names(), n=1, cutoff=0.8)
         if near:
             raise FileNotFoundError(f'no run folder {str(name)!r}; did you mean {near[0]!r}, which comes with this '
                                     f'package?')
-        if is_hub_name(str(name)): return hub_model(str(name)).to(pick_device(device)).eval()
+    if (folder / 'README.md').is_file():  # as `HubModel.save_pretrained` leaves it; a run has none
+        return model_from_file(folder / 'model.safetensors').to(pick_device(device)).eval()
     config, tensors, record = read_weights(folder, which)
     if model is None: model = model_from_config(config, folder / 'config.json')
     check_same(model, record.get('model'), folder)
