@@ -234,8 +234,6 @@ class CEBMClusterer(ClusterMixin, CEBMTransformer):
     def fit(self, X, y=None):
         "Learn from the rows of X, and put the cluster of each into `labels_`."
         check_name('method', self.method, ['latent mixture', 'components'])
-        if self.n_clusters > (n := len(X)):
-            raise UserError(f'n_clusters must be at most n_samples={n}, the rows of X, got {self.n_clusters}')
         super().fit(X)
         if self.method == 'latent mixture':
             z = self.transform(X)
@@ -249,6 +247,12 @@ class CEBMClusterer(ClusterMixin, CEBMTransformer):
 def _options(self: CEBMClusterer):
     own = dict(components=self.n_clusters) if self.method == 'components' else {}
     return super(CEBMClusterer, self)._options() | own
+
+@patch
+def _make_trainer(self: CEBMClusterer, x):
+    if self.n_clusters > (n := len(x)):
+        raise UserError(f'n_clusters must be at most n_samples={n}, the rows of X, got {self.n_clusters}')
+    return super(CEBMClusterer, self)._make_trainer(x)
 
 @patch
 def predict_proba(self: CEBMClusterer, X):

@@ -39,3 +39,34 @@ def test_weights_can_be_saved_by_others_after_all_that_is_done_with_a_model(name
     cn.evaluate(run, cn.load_data('mnist-5k'), parts=['neighbours'], device='cpu', with_floors=False)
     assert all(torch.equal(first[k], v) for k, v in saved().items())
     assert next(cn.load_model(run.folder, device='auto').parameters()).device.type in ('cpu', 'cuda')
+
+
+def test_looking_at_a_model_while_it_trains_leaves_its_layout():
+    from cebm_nb.representation import encode_images
+    from cebm_nb.settings import get_settings
+    from cebm_nb.trainer import EnergyTrainer
+    data = cn.load_data('mnist-5k')
+    trainer = EnergyTrainer(cn.create_model('cebm', data.in_shape, latent_dim=8), data, get_settings('smoke'), device='cpu')
+    trainer.update()
+    before = [p.stride() for p in trainer.model.parameters()]
+    assert trainer.average is trainer.model
+    encode_images(trainer.average, data.train.subset(slice(20)), device='cpu')
+    assert [p.stride() for p in trainer.model.parameters()] == before
+
+
+def test_a_run_shows_itself_whether_it_has_ended_or_not(tmp_path):
+    run = cn.train('cebm', 'digits', 'smoke', tmp_path / 'run', steps=12, options=dict(latent_dim=4), progress=False, validate_every=0, device='cpu')
+    assert '12 updates, complete' in run._repr_html_() and '<img alt="curves"' in run._repr_html_()
+    run.config['run']['finished'] = None                                   # it trains still, or was killed
+    assert 'updates' in run._repr_html_()
+    assert cn.load_data('digits')._repr_html_().count('<img') == 1
+
+
+def test_names_of_models_on_the_hub_are_not_taken_for_typing_errors(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ('HF_ENDPOINT', 'HF_HUB_OFFLINE'): monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
+    with pytest.raises(FileNotFoundError, match="no run folder 'someone/cebm-mnist-5k', and none on the Hugging Face hub"): cn.load_model('someone/cebm-mnist-5k')
+    with pytest.raises(FileNotFoundError, match="did you mean 'cebm-mnist-5k'"): cn.load_model('cebm-mnst-5k')
+    (tmp_path / 'runs').mkdir()
+    with pytest.raises(FileNotFoundError, match="no run folder"): cn.load_model('runs/demo')
