@@ -269,7 +269,7 @@ def runs_table(
         return dict(updates=updates, minutes=minutes, ended=done.get('status', ''), seed=str(c.get('seed', '')),
                     rollbacks=str(len(c['run'].get('rollbacks', []))), device=c['run'].get('device', ''),
                     commit=run.versions.get('commit') or '', command=Code(training_command(c)))
-    return pd.DataFrame.from_dict({run.title: row(run) for run in runs}, orient='index')
+    return pd.DataFrame.from_dict({run.title: row(run) for run in runs}, orient='index', dtype=object)
 
 def machines(
     runs: list,  # EvaluatedRuns
@@ -371,7 +371,7 @@ def headline_table(
     cells = {name: {c: (Strong if name == best(c) and len(rows) > 1 else str)(cell(table, c)) for c in columns}
              for name, table in rows.items()}
     cells |= {f'floor: {who}': {c: cell(table, c) for c in columns} for who, table in floors.items() if table.size}
-    table = pd.DataFrame.from_dict(cells, orient='index', columns=columns)
+    table = pd.DataFrame.from_dict(cells, orient='index', columns=columns, dtype=object)
     quoted = published_table(runs[0].result['data'])
     return pd.concat([table, *[quoted] * bool(len(quoted))]).fillna('')
 
