@@ -471,7 +471,9 @@ def resume(
         if added := [k for k, value in own.items() if value is not None and k not in document['run']['own']]:
             raise UserError(f'the run was trained without {" and ".join(added)} of yours; leave out {added[0]}=')
         model = model_from_config(document, folder / 'config.json') if model is None else model
-        check_same(model, load_weights(folder / 'model.safetensors')[1].get('model'), folder / 'model.safetensors')
+        saved = folder / 'model.safetensors'
+        if saved.is_file():  # a run that is killed while it begins has a checkpoint and no model yet
+            check_same(model, load_weights(saved)[1].get('model'), saved)
         plain = {k: v for k, v in document.items() if k not in ('run', 'options', 'settings', 'budget')}
         budget, settings = Budget(**document['budget']), change(model_presets(model)['paper'], document['settings'])
         config = Config(**plain | dict(device=device or document['device']))

@@ -17,7 +17,7 @@ from commands import SMALL, call, hear_ctrl_c, start
 from cebm_nb.bigan import AdversarialTrainer, BiGAN
 from cebm_nb.data import load_data
 from cebm_nb.models import CEBM
-from cebm_nb.runs import Run, resume, train
+from cebm_nb.runs import Run, load_run, resume, train
 from cebm_nb.storage import load_weights
 from cebm_nb.trainer import DivergenceError, EnergyTrainer
 from cebm_nb.zoo import create_model, load_model
@@ -313,3 +313,10 @@ def test_a_run_stopped_after_a_rescue_goes_on_gently(tmp_path):
     resume(tmp_path / 'part', steps=30, progress=False)
     assert same(state(tmp_path / 'whole'), state(tmp_path / 'part'))
     assert load_weights(tmp_path / 'part' / 'checkpoint' / 'state.safetensors')[1]['rollbacks'][0]['settings'] == dict(optimiser=dict(learning_rate=1.5e-4), sampler=dict(steps=5))
+
+
+def test_a_run_that_was_killed_before_its_first_model_was_written_goes_on(run):
+    steps = load_run(run).config['run']['finished']['updates']
+    (run / 'model.safetensors').unlink()
+    again = resume(run, steps=steps + 4, progress=False)
+    assert again.config['run']['finished']['updates'] == steps + 4 and (run / 'model.safetensors').is_file()
