@@ -80,26 +80,32 @@ class BiGAN(nn.Module):
         "The representation, without the look at its inputs that `encode` takes: `(B, *in_shape)` -> (B, D)."
         return widen(self.encoder(x))
 
-    def encode(self, x: Tensor) -> Tensor:
-        "The representation E(x): `(B, *in_shape)` -> (B, D)."
-        return widen(self.encoder(check_inputs(self, x)))
+# %% ../nbs/11_bigan.ipynb #7894d29b
+@patch
+def encode(self: BiGAN, x: Tensor) -> Tensor:
+    "The representation E(x): `(B, *in_shape)` -> (B, D)."
+    return widen(self.encoder(check_inputs(self, x)))
 
-    def decode(self, z: Tensor) -> Tensor:
-        "The image G(z): (B, D) -> `(B, *in_shape)`, in [-1, 1]."
-        z = check_latents(z, self.prior.family).to(next(self.parameters()).dtype)
-        return torch.tanh(widen(self.generator(z)))
+@patch
+def decode(self: BiGAN, z: Tensor) -> Tensor:
+    "The image G(z): (B, D) -> `(B, *in_shape)`, in [-1, 1]."
+    z = check_latents(z, self.prior.family).to(next(self.parameters()).dtype)
+    return torch.tanh(widen(self.generator(z)))
 
-    def reconstruct(self, x: Tensor) -> Tensor:
-        "G(E(x)), which nothing in the loss compares with x: `(B, *in_shape)` -> `(B, *in_shape)`."
-        return self.decode(self.encode(x))
+@patch
+def reconstruct(self: BiGAN, x: Tensor) -> Tensor:
+    "G(E(x)), which nothing in the loss compares with x: `(B, *in_shape)` -> `(B, *in_shape)`."
+    return self.decode(self.encode(x))
 
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        "Images of n draws from the prior: -> `(n, *in_shape)`, in [-1, 1]."
-        return self.decode(self.prior.sample(n, generator))
+@patch
+def sample(self: BiGAN, n: int, generator: torch.Generator | None = None) -> Tensor:
+    "Images of n draws from the prior: -> `(n, *in_shape)`, in [-1, 1]."
+    return self.decode(self.prior.sample(n, generator))
 
-    def responsibilities(self, x: Tensor) -> Tensor:
-        "p(component k | E(x)): `(B, *in_shape)` -> (B, K), rows that sum to 1."
-        return self.prior.components_of(self.prior.family.suff_stats(self.encode(x)))
+@patch
+def responsibilities(self: BiGAN, x: Tensor) -> Tensor:
+    "p(component k | E(x)): `(B, *in_shape)` -> (B, K), rows that sum to 1."
+    return self.prior.components_of(self.prior.family.suff_stats(self.encode(x)))
 
 # %% ../nbs/11_bigan.ipynb #270d1013
 generators = dict(wide=dict(channels=(128, 64), strides=(1, 2, 2)),

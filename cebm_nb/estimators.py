@@ -39,8 +39,7 @@ class HealthyState:
     def __init__(self, trainer: Trainer): self.kept = trainer.state()
 
     def __call__(self, trainer: Trainer, used: float):
-        if trainer.settings.rollbacks and trainer.step % 10 == 1 and (word := trainer.trouble()):
-            raise DivergenceError(f'{word}, at update {trainer.step}')
+        if trainer.settings.rollbacks: trainer.check_health()
         if trainer.step % 500 == 0 and not trainer.trouble(1.): self.kept = trainer.state()
 
     def diverged(self, trainer: Trainer, error: DivergenceError):
@@ -86,14 +85,6 @@ class CEBMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         self.warm_start, self.random_state, self.device = warm_start, random_state, device
         self.n_jobs, self.verbose = n_jobs, verbose
 
-    def fit(self, X, y=None):
-        "Learn from the rows of X; `y` is not used. Raises ValueError on what is not finite or has other columns."
-        going_on = self.warm_start and hasattr(self, 'training_')
-        X = self._rows(X, reset=not going_on)
-        if not going_on: self.center_, self.scale_ = self._find_scale(X)
-        with _threads(self.n_jobs): self._train(self._inputs(X), going_on)
-        return self
-
     def transform(self, X):
         "The representation of each row: -> (N, D), float64."
         check_is_fitted(self)
@@ -104,6 +95,16 @@ class CEBMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         "log p(x) + log Z of each row in nats, minus infinity outside the domain: -> (N,); models with an energy only."
         check_is_fitted(self)
         return self._map(X, self.model_.log_prob_unnormalised)
+
+# %% ../nbs/28_estimators.ipynb #5f7e542e
+@patch
+def fit(self: CEBMTransformer, X, y=None):
+    "Learn from the rows of X; `y` is not used. Raises ValueError on what is not finite or has other columns."
+    going_on = self.warm_start and hasattr(self, 'training_')
+    X = self._rows(X, reset=not going_on)
+    if not going_on: self.center_, self.scale_ = self._find_scale(X)
+    with _threads(self.n_jobs): self._train(self._inputs(X), going_on)
+    return self
 
 # %% ../nbs/28_estimators.ipynb #66b78552
 @patch

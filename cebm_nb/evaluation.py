@@ -694,6 +694,17 @@ class EvaluationFolder:
         for stem, figure in found.figures.items(): save_figure(figure, self.folder / 'figures' / f'{stem}.png')
         write_json(self.folder / 'eval.json', result)
 
+# %% ../nbs/18_evaluation.ipynb #66af0f08
+def _check_evaluation(model, data, draws, labels):  # raises UserError on what cannot be evaluated
+    if not isinstance(model, nn.Module):
+        raise UserError(f'model must be an nn.Module or a Run, got {model!r}; see load_model')
+    if not isinstance(data, ImageData): raise UserError(f'data must be an ImageData, got {data!r}; see load_data')
+    if draws < 1 or not all(n == 'all' or isinstance(n, int) and n > 0 for n in labels):
+        raise UserError(f"draws must be at least 1, labels numbers from 1 or 'all', got {draws} and {labels}")
+    shape = getattr(model, 'in_shape', None)
+    if shape and tuple(shape) != data.in_shape:
+        raise UserError(f'the model is for images of shape {tuple(shape)}, {data.name} has {data.in_shape}')
+
 # %% ../nbs/18_evaluation.ipynb #f5cd87ec
 def evaluate(
     model,  # a trained model, see `Encodes` and `EnergyModel`, or a `Run` with one
@@ -715,16 +726,9 @@ def evaluate(
     """Evaluate a model on images it has not seen, with the pixels beside it; raises ValueError on unknown parts and
     other shapes."""
     run, model = (model, model.model) if hasattr(model, 'folder') else (None, model)
-    if not isinstance(model, nn.Module):
-        raise UserError(f'model must be an nn.Module or a Run, got {model!r}; see load_model')
-    if not isinstance(data, ImageData): raise UserError(f'data must be an ImageData, got {data!r}; see load_data')
     labels = tuple(labels) if isinstance(labels, (tuple, list)) else (labels,)
-    if draws < 1 or not all(n == 'all' or isinstance(n, int) and n > 0 for n in labels):
-        raise UserError(f"draws must be at least 1, labels numbers from 1 or 'all', got {draws} and {labels}")
+    _check_evaluation(model, data, draws, labels)
     parts = [check_name('part', part, evaluation_parts) for part in (evaluation_parts if parts is None else parts)]
-    shape = getattr(model, 'in_shape', None)
-    if shape and tuple(shape) != data.in_shape:
-        raise UserError(f'the model is for images of shape {tuple(shape)}, {data.name} has {data.in_shape}')
     on = check_name('part of the data', on or ('valid' if data.name.endswith('/validation') else 'test'),
                     list(data.parts))
     name = name or (run.name if run else type(model).__name__)

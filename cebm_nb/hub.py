@@ -11,10 +11,10 @@ from pathlib import Path
 from fastcore.basics import patch
 from torch import nn
 
-from .report import card_text, make_card, read_runs
+from .report import card_text, model_with_card
 from .settings import UserError, extra
 from .storage import load_weights, save_weights, write_json
-from .zoo import load_model, model_config, model_from_file
+from .zoo import model_config, model_from_file
 
 hub = extra('huggingface_hub', 'hub')
 
@@ -60,12 +60,11 @@ def _from_pretrained(cls: HubModel, *, model_id, revision=None, cache_dir=None, 
 def from_run(cls: HubModel,
     folder: str | Path,  # a run folder that `cebm eval` has been through
     limits: str,  # what the model should not be used for, in a sentence or two
+    which: str = 'last',  # or 'best', evaluated with --which best
     licence: str = 'Apache 2.0',  # of the weights
 ) -> 'HubModel':
     "The model of an evaluated run with its card; raises ValueError or FileNotFoundError on a folder that is none."
-    run = read_runs([folder])[0]
-    if not run.finished: raise UserError(f'{str(folder)!r} has not ended; go on with: cebm train --resume {folder}')
-    return cls(load_model(folder), make_card(run, limits, licence))
+    return cls(*model_with_card(folder, limits, which, licence))
 
 # %% ../nbs/29_hub.ipynb #a4c54e77
 _hub_data = {'fashion-mnist': 'zalando-datasets/fashion_mnist', 'mnist': 'ylecun/mnist', 'cifar10': 'uoft-cs/cifar10',

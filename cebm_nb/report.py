@@ -7,7 +7,8 @@ __all__ = ['published_labels', 'published', 'published_table', 'EvaluatedRun', '
            'flat', 'command_line', 'training_command', 'merge_results', 'Code', 'Strong', 'as_text', 'markdown_table',
            'folded', 'as_html', 'with_pictures', 'latex_table', 'runs_table', 'machines', 'records_table',
            'group_seeds', 'headline_figures', 'headline_floors', 'headline_table', 'headline_sentence',
-           'section_figures', 'run_pictures', 'copy_picture', 'write_report', 'make_card', 'card_text', 'pack_model']
+           'section_figures', 'run_pictures', 'copy_picture', 'write_report', 'make_card', 'card_text',
+           'model_with_card', 'pack_model']
 
 # %% ../nbs/19_report.ipynb #2a6d9550
 import base64
@@ -593,6 +594,20 @@ def card_text(
                   markdown_table(PARTS['information'].table(card['information']))]
     return '\n\n'.join([*lines, f"Limits: {card['limits']}", f"Licence of the weights: {card['licence']}."]) + '\n'
 
+# %% ../nbs/19_report.ipynb #bdb4b3c9
+def model_with_card(
+    folder: str | Path,  # a run folder that `cebm eval` has been through
+    limits: str,  # what the model should not be used for, in a sentence or two
+    which: str = 'last',  # or 'best', evaluated with --which best
+    licence: str = 'Apache 2.0',  # of the weights
+) -> tuple:
+    "The trained model and its card; raises ValueError or FileNotFoundError on a folder that is no evaluated run."
+    folder = Path(folder)
+    run = read_runs([folder / 'best' if which == 'best' else folder])[0]
+    if not run.finished:
+        raise UserError(f'{str(folder)!r} has not been trained to an end; go on with: cebm train --resume {folder}')
+    return load_model(folder, which=which), make_card(run, limits, licence)
+
 # %% ../nbs/19_report.ipynb #1525ae29
 def pack_model(
     folder: str | Path,  # a run folder that `cebm eval` has been through
@@ -603,12 +618,9 @@ def pack_model(
 ) -> Path:
     """Write a trained model as one file that `load_model` reads, with its card; raises ValueError or FileNotFoundError
     on a folder that is no evaluated run."""
-    path, folder = Path(path), Path(folder)
+    path = Path(path)
     if path.suffix != '.safetensors': raise UserError(f'path must end in .safetensors, got {str(path)!r}')
-    run = read_runs([folder / 'best' if which == 'best' else folder])[0]
-    if not run.finished:
-        raise UserError(f'{str(folder)!r} has not been trained to an end; go on with: cebm train --resume {folder}')
-    card, model = make_card(run, limits, licence), load_model(folder, which=which)
+    model, card = model_with_card(folder, limits, which, licence)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_weights(path, model.state_dict(), dict(model=model.config, card=card))
     write_atomically(path.with_suffix('.md'), lambda p: p.write_text(card_text(path.stem, card)))

@@ -200,8 +200,7 @@ class Rollback:
     def __init__(self, saver: Saver): self.saver = saver
 
     def __call__(self, trainer: Trainer, used: float):
-        if trainer.settings.rollbacks and trainer.step % 10 == 1 and (word := trainer.trouble()):
-            raise DivergenceError(f'{word}, at update {trainer.step}')
+        if trainer.settings.rollbacks: trainer.check_health()
 
     def diverged(self, trainer: Trainer, error: DivergenceError):
         "Roll back, or give up with the healthy model in the folder."

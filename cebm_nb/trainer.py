@@ -530,6 +530,12 @@ def trouble(self: EnergyTrainer, tolerance: float = 4.) -> str | None:
     if max(abs(data), abs(samples)) > 25 * tolerance:
         return f'the energies are {data:.0f} on data and {samples:.0f} on samples'
 
+# %% ../nbs/05_trainer.ipynb #21540e3f
+@patch
+def check_health(self: Trainer):
+    "Raises DivergenceError where the last measurements, ten updates apart, say that the run is in trouble."
+    if self.step % 10 == 1 and (word := self.trouble()): raise DivergenceError(f'{word}, at update {self.step}')
+
 # %% ../nbs/05_trainer.ipynb #c2232a2f
 @patch
 def milder(self: Trainer, again: bool) -> dict:

@@ -134,17 +134,21 @@ class VAE(nn.Module):
 
     def _q(self, pixels): return self.prior.family.amortised(widen(self.encoder(pixels)))
 
-    def posterior(self, x: Tensor) -> Distribution:
-        "The approximate posterior q(z | x), batch shape (B,)."
-        return self._q(self._pixels(x))
+# %% ../nbs/10_vae.ipynb #fe27540b
+@patch
+def posterior(self: VAE, x: Tensor) -> Distribution:
+    "The approximate posterior q(z | x), batch shape (B,)."
+    return self._q(self._pixels(x))
 
-    def image(self, z: Tensor) -> Distribution:
-        "p(x | z) over pixels from 0 to 1 as a `torch.distributions` object, batch shape (B,)."
-        return self.likelihood(widen(self.decoder(z)))
+@patch
+def image(self: VAE, z: Tensor) -> Distribution:
+    "p(x | z) over pixels from 0 to 1 as a `torch.distributions` object, batch shape (B,)."
+    return self.likelihood(widen(self.decoder(z)))
 
-    def encode(self, x: Tensor) -> Tensor:
-        "The representation of an image, the mean of q(z | x): `(B, *in_shape)` -> (B, D)."
-        return self.posterior(x).mean
+@patch
+def encode(self: VAE, x: Tensor) -> Tensor:
+    "The representation of an image, the mean of q(z | x): `(B, *in_shape)` -> (B, D)."
+    return self.posterior(x).mean
 
 # %% ../nbs/10_vae.ipynb #e52a0f8d
 @patch

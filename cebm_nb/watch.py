@@ -23,6 +23,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .plots import html_image, image_grid
+from .report import flat
+from .samples import generated_images
 from .settings import SamplerSettings, UserError, check_name, extra, one_line
 from .sgld import SGLD
 from .trainer import EnergyTrainer, Trainer
@@ -37,7 +39,11 @@ def snapshot(
     if len(trainer.data.in_shape) != 3: return None
     if isinstance(trainer, EnergyTrainer): return trainer.buffer.chains[:n].cpu()
     if not hasattr(trainer.average, 'sample'): return None
-    return trainer.average.sample(n, torch.Generator(trainer.device).manual_seed(0)).cpu()
+    trainer.refresh_average()
+    model, training = trainer.average, trainer.average.training
+    images = generated_images(model, n, 0, trainer.device)  # in evaluation mode
+    model.train(training)
+    return images
 
 # %% ../nbs/30_watch.ipynb #8f76b688
 class _TensorBoard:
@@ -62,7 +68,7 @@ class _MLflow:
         experiment = found.experiment_id if found else self.client.create_experiment('cebm_nb')
         tags = dict(model=config['model'], data=config['data'])
         self.id = known or self.client.create_run(experiment, run_name=folder.name, tags=tags).info.run_id
-        for name, value in {} if known else _flat(config): self.client.log_param(self.id, name, value)
+        for name, value in {} if known else flat(config).items(): self.client.log_param(self.id, name, value)
         if known: self.client.update_run(self.id, 'RUNNING')
 
     def numbers(self, step, row):
@@ -75,16 +81,11 @@ class _MLflow:
         self.client.set_terminated(self.id, dict(complete='FINISHED', interrupted='KILLED').get(status, 'FAILED'))
 
 # %% ../nbs/30_watch.ipynb #c8a6ffd5
-def _flat(config, before=''):  # pairs of names and values; groups become name.name
-    for name, value in config.items():
-        if isinstance(value, dict): yield from _flat(value, f'{before}{name}.')
-        else: yield f'{before}{name}', value
-
 class _WandB:
     def __init__(self, folder, config, known, step):
         self.wandb = importlib.import_module('wandb')
         self.run = self.wandb.init(project='cebm_nb', name=folder.name, id=known, resume='allow',
-                                   config=dict(_flat(config)), tags=[config['model']])
+                                   config=flat(config), tags=[config['model']])
         self.id = self.run.id
         self.run.define_metric('*', step_metric='update')  # it may go back, after a rollback
 
@@ -99,7 +100,7 @@ class _Trackio:
         self.trackio = importlib.import_module('trackio')
         self.id = known or f'{folder.name}-{uuid.uuid4().hex[:8]}'
         how = 'allow' if known else 'never'
-        self.run = self.trackio.init(project='cebm_nb', name=self.id, resume=how, config=dict(_flat(config)))
+        self.run = self.trackio.init(project='cebm_nb', name=self.id, resume=how, config=flat(config))
 
     def numbers(self, step, row): self.run.log(row, step=step)
 

@@ -7,7 +7,7 @@ __all__ = ['most_weights', 'baseline_layers', 'pretrained_folder', 'make_encoder
            'create_igebm', 'create_vae', 'create_bigan', 'create_model', 'Ended', 'RunRecord', 'RunConfig',
            'read_config', 'identity', 'check_unchanged', 'read_weights', 'model_config', 'check_same',
            'model_from_config', 'pretrained_names', 'model_from_file', 'read_card', 'is_hub_name', 'hub_model',
-           'load_model']
+           'is_hub_folder', 'load_model']
 
 # %% ../nbs/21_zoo.ipynb #933d9b49
 import difflib
@@ -29,7 +29,7 @@ from .conjugacy import MixturePrior, Prior
 from .fast import pick_device
 from .families import seeded
 from .models import CEBM, IGEBM
-from .settings import ENCODERS, FAMILIES, MODELS, Config, UserError, change, check_name, read_document
+from .settings import ENCODERS, FAMILIES, MODELS, Config, UserError, change, check_name, read_document, read_file
 from .storage import check_plain, first_line, load_tensors, load_weights, read_json, save_weights, write_json
 
 # %% ../nbs/21_zoo.ipynb #3a62a29c
@@ -303,6 +303,12 @@ def hub_model(name: str) -> nn.Module:
         why = first_line(error)[:200]
         raise FileNotFoundError(f'no run folder {name!r}, and none on the Hugging Face hub: {why}') from None
 
+def is_hub_folder(folder: Path) -> bool:
+    "Whether a folder is what `HubModel.save_pretrained` leaves: its config.json describes a model, not a run."
+    path = folder / 'config.json'
+    found = read_file(path) if path.is_file() and path.stat().st_size < 100_000 else {}
+    return isinstance(found, dict) and isinstance(found.get('model'), dict)
+
 # %% ../nbs/21_zoo.ipynb #d9f7469a
 def load_model(
     name: str | Path,  # a run folder; a file of `pack_model`; one of `pretrained_names`; or 'user/name' on Hugging Face
@@ -320,7 +326,7 @@ def load_model(
         if near:
             raise FileNotFoundError(f'no run folder {str(name)!r}; did you mean {near[0]!r}, which comes with this '
                                     f'package?')
-    if (folder / 'README.md').is_file():  # as `HubModel.save_pretrained` leaves it; a run has none
+    if is_hub_folder(folder):
         return model_from_file(folder / 'model.safetensors').to(pick_device(device)).eval()
     config, tensors, record = read_weights(folder, which)
     if model is None: model = model_from_config(config, folder / 'config.json')

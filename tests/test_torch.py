@@ -70,3 +70,15 @@ def test_names_of_models_on_the_hub_are_not_taken_for_typing_errors(tmp_path, mo
     with pytest.raises(FileNotFoundError, match="did you mean 'cebm-mnist-5k'"): cn.load_model('cebm-mnst-5k')
     (tmp_path / 'runs').mkdir()
     with pytest.raises(FileNotFoundError, match="no run folder"): cn.load_model('runs/demo')
+
+
+@pytest.mark.parametrize('name', ['cebm', 'bigan'])
+def test_watching_a_run_changes_none_of_its_weights(name, tmp_path):
+    from cebm_nb.watch import draw_state, snapshot
+    def look(trainer, used):
+        if trainer.step % 5 == 0: snapshot(trainer), draw_state(trainer)
+    def weights(out, **about):
+        run = cn.train(name, 'digits' if name == 'cebm' else 'mnist-5k', 'smoke', tmp_path / out, steps=12, options=dict(latent_dim=4), progress=False, validate_every=0, device='cpu', **about)
+        return run.model.state_dict()
+    alone, watched = weights('alone'), weights('watched', callbacks=(look,))
+    assert all(torch.equal(alone[k], watched[k]) for k in alone)
