@@ -74,26 +74,31 @@ def _all(self: Processes, x):  # the x of each process
 @patch
 @torch.no_grad()
 def mean(self: Processes, tensors: list):
+    "Put the mean over all processes in place of each tensor, by one all-reduce of all of them."
     flat = torch.cat([t.flatten() for t in tensors])
     self._talk(dist.all_reduce, flat)
     for t, mean in zip(tensors, flat.div_(self.size).split([t.numel() for t in tensors])): t.copy_(mean.view_as(t))
 
 @patch
 def gather(self: Processes, x: Tensor) -> Tensor:
+    "The parts of all processes, one after another; the gradient is that of the own part: (B, ...) -> (R * B, ...)."
     parts = self._all(x)
     return torch.cat([*parts[:self.rank], x, *parts[self.rank + 1:]])
 
 @patch
 def collect(self: Processes, tensors: dict) -> list:
+    "The tensors of all processes by name, a dict for each process."
     found = {name: self._all(t) for name, t in tensors.items()}
     return [{name: parts[i] for name, parts in found.items()} for i in range(self.size)]
 
 @patch
 def share(self: Processes, tensors: list):
+    "Put those of the first process in place of each tensor."
     for t in tensors: self._talk(dist.broadcast, t.detach(), 0)
 
 @patch
 def largest(self: Processes, *values: float) -> tuple:
+    "The largest of each value over all processes."
     most = torch.tensor(values, dtype=torch.float64)
     self._talk(dist.all_reduce, most, dist.ReduceOp.MAX)
     return tuple(most.tolist())
