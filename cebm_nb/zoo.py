@@ -29,7 +29,7 @@ from .conjugacy import MixturePrior, Prior
 from .fast import pick_device
 from .families import seeded
 from .models import CEBM, IGEBM
-from .settings import ENCODERS, FAMILIES, MODELS, Config, UserError, change, check_name, read_document, read_file
+from .settings import ENCODERS, FAMILIES, MODELS, Config, UserError, change, check_name, read_document
 from .storage import check_plain, first_line, load_tensors, load_weights, read_json, save_weights, write_json
 
 # %% ../nbs/21_zoo.ipynb #3a62a29c
@@ -306,8 +306,7 @@ def hub_model(name: str) -> nn.Module:
 def is_hub_folder(folder: Path) -> bool:
     "Whether a folder is what `HubModel.save_pretrained` leaves: its config.json describes a model, not a run."
     path = folder / 'config.json'
-    found = read_file(path) if path.is_file() and path.stat().st_size < 100_000 else {}
-    return isinstance(found, dict) and isinstance(found.get('model'), dict)
+    return path.is_file() and isinstance(read_json(path).get('model'), dict)
 
 # %% ../nbs/21_zoo.ipynb #d9f7469a
 def load_model(
