@@ -38,14 +38,15 @@ clusters: $(STAMP)
 # Process the notebooks and render them, with Quarto where it is installed, else with smalldocs.
 docs: $(STAMP)
 	rm -rf _proc _docs
-	$(BIN)/python -c 'from nbdev.serve import proc_nbs; proc_nbs(n_workers=1)'
+	$(BIN)/python -c 'from nbdev.serve import proc_nbs; proc_nbs(n_workers=2)'
 	@if command -v quarto >/dev/null; then cd _proc && quarto render --no-execute; else $(BIN)/smalldocs render _proc; fi
 	mv _proc/_docs _docs
+	$(BIN)/python nbs/site/finish.py _docs
 	@echo "The site is in _docs/index.html"
 
 # README.md is nbs/index.ipynb.
 readme: $(STAMP)
-	$(BIN)/jupyter nbconvert --to markdown --stdout --log-level WARN nbs/index.ipynb | sed 's#](images/#](nbs/images/#g' > $(README)
+	$(BIN)/jupyter nbconvert --to markdown --stdout --log-level WARN nbs/index.ipynb | sed -E 's#\]\((images/|howto/|[A-Za-z0-9_]+\.ipynb)#](nbs/\1#g' > $(README)
 
 clean:
 	rm -rf $(VENV) _proc _docs

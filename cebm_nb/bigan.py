@@ -155,7 +155,7 @@ def refresh_average(self: AdversarialTrainer):
         m.reset_running_stats()
         m.momentum = None  # a plain mean over all batches
     for i in range(0, min(len(self.images), 2000) - 1, 200):
-        x = self.images.serve(slice(i, i + 200))
+        x = self.images.to_float(slice(i, i + 200))
         with self.half():
             model.encode(x)
             model.decode(model.prior.sample(len(x), generator))

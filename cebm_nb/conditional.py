@@ -248,8 +248,8 @@ def conditional_records(
     the joint density."""
     chains = _Conditioner(run, seed, device)
     def shuffled(part): return torch.randperm(len(part), generator=torch.Generator().manual_seed(seed))
-    training, n = data.train.serve(shuffled(data.train)), min(n, len(data.train) // 2)
-    test, train = data.test.serve(shuffled(data.test)[:n]), training[:n]
+    training, n = data.train.to_float(shuffled(data.train)), min(n, len(data.train) // 2)
+    test, train = data.test.to_float(shuffled(data.test)[:n]), training[:n]
     filled, rows = _filling(chains, test, train, training[n:], name, candidates, guesses)
     cleaned, noise_rows = _cleaning(chains, test, train, name, candidates, noise_std, seed)
     pictures = {'filled': {k: v[:12] for k, v in rows.items()}, 'cleaned': {k: v[:12] for k, v in noise_rows.items()}}

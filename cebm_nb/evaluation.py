@@ -248,8 +248,8 @@ def neighbour_figures(
     data: ImageData,
 ) -> dict:  # file stems to figures
     "Queries above what each representation found; the confusion matrix of the best model beside that of the pixels."
-    rows = {'query': data.test.serve(records[0]['queries'])}
-    rows |= {r['representation']: data.train.serve(r['neighbours']) for r in records}
+    rows = {'query': data.test.to_float(records[0]['queries'])}
+    rows |= {r['representation']: data.train.to_float(r['neighbours']) for r in records}
     labelled = {r['representation']: r['confusion'] for r in records if r['confusion']}
     names = data.class_names or [str(i) for i in range(max(map(len, labelled.values()), default=0))]
     pictures = {'neighbours': plot_rows(rows)} if len(data.in_shape) == 3 else {}
@@ -372,7 +372,7 @@ class Information(Part):
 
     def run(self, s: Subject) -> PartResult:
         for method in ('posterior', 'prior'): s.needs(method)
-        x = s.data.test.serve(torch.randperm(len(s.data.test), generator=torch.Generator().manual_seed(0))[:500])
+        x = s.data.test.to_float(torch.randperm(len(s.data.test), generator=torch.Generator().manual_seed(0))[:500])
         return PartResult([information_record(s.model, x, s.name, device=pick_device(s.device))])
 
     def table(self, records: list) -> pd.DataFrame:
@@ -454,17 +454,17 @@ class Map(Part):
 # %% ../nbs/18_evaluation.ipynb #0a10a6d2
 def _chain_samples(s):
     paths = chain_paths(s.run, device=s.device)
-    last = paths.marks[-1]
+    last = paths.steps[-1]
     sets = {f'from {start}, {last} steps': images[-1] for start, images in paths.images.items()}
     if 'buffer' in paths.images:
         left = start_of_chains(s.run, min(1000, len(s.run.chains)), 'buffer', torch.Generator().manual_seed(0))
         sets = {'buffer, as training left it': left} | sets
-    seen = [i for i, mark in enumerate(paths.marks) if mark in (0, 10, 20, 50, 100, 200, last)]
+    seen = [i for i, at in enumerate(paths.steps) if at in (0, 10, 20, 50, 100, 200, last)]
     way = {f'chain {i}': torch.stack([paths.images['noise'][m][i] for m in seen]) for i in range(8)}
     with torch.no_grad(): real = s.data.test.map(s.model.energy, next(s.model.parameters()).device).numpy()
     T = float(getattr(s.model, 'temperature', 1.))
-    figures = {'chain_way': plot_rows(way, [str(paths.marks[m]) for m in seen]),
-               'chain_energies': plot_chain_energies(paths.marks, {k: v / T for k, v in paths.energies.items()},
+    figures = {'chain_trajectory': plot_rows(way, [str(paths.steps[m]) for m in seen]),
+               'chain_energies': plot_chain_energies(paths.steps, {k: v / T for k, v in paths.energies.items()},
                                                      real / T)}
     diagnosed = {f'from {start}, {last} steps': chain_diagnostics(energies)
                  for start, energies in paths.energies.items()}
@@ -503,10 +503,10 @@ def _sample_pictures(sets, s):  # grids of samples, and each beside the training
     what, images = next(iter(sets.items()))
     figures['sample_strip'] = plot_images(images[:10].nan_to_num(), columns=10)
     if not images.isfinite().all(): return figures
-    known = s.data.train.serve().flatten(1).numpy()
+    known = s.data.train.to_float().flatten(1).numpy()
     nearest, _ = nearest_neighbours(images[:12].clamp(-1, 1).flatten(1).numpy(), known)
     return figures | {'nearest_training': plot_rows({what: images[:12], 'nearest training image':
-                                                     s.data.train.serve(torch.from_numpy(nearest))})}
+                                                     s.data.train.to_float(torch.from_numpy(nearest))})}
 
 # %% ../nbs/18_evaluation.ipynb #931ba2f8
 @part
@@ -802,7 +802,7 @@ class Validation:
         if held_out is not None and (some.labels is None or held_out.labels is not None):
             order = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(0))[:self.images // 2]
             self.halves[1] = held_out.subset(order).to(trainer.device)
-        pixels = self.halves[0].serve(device='cpu').flatten(1).numpy()
+        pixels = self.halves[0].to_float(device='cpu').flatten(1).numpy()
         self.centre = pixels.mean(0)
         self.directions = np.linalg.svd(pixels - self.centre, full_matrices=False)[2][:32].T
         self.real = (pixels - self.centre) @ self.directions

@@ -99,7 +99,7 @@ class PrincipalComponents(nn.Module):
     ):
         super().__init__()
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:most]
-        x = images.serve(order, device='cpu')
+        x = images.to_float(order, device='cpu')
         found = PCA(min(dims, len(order), x[0].numel()), random_state=0).fit(x.flatten(1).numpy())
         self.in_shape = tuple(x.shape[1:])
         self.register_buffer('mean', torch.from_numpy(found.mean_))

@@ -111,16 +111,16 @@ def follow_chains(
     energy: Callable,  # from (B, ...) to (B,), differentiable
     kernel: Callable,  # whose number of steps does not matter
     x0: Tensor,  # where the chains start, (B, ...)
-    marks: list,  # numbers of steps, rising, the first may be 0
+    steps: list,  # numbers of steps, rising, the first may be 0
     generator: torch.Generator | None = None,  # where the noise comes from; on the device of x0
-) -> tuple:  # images at each mark (list of (B, ...)), energies (B, len(marks)) as an array
-    "Run chains and look at them at the marks."
-    if not marks or list(marks) != sorted(set(marks)) or marks[0] < 0:
-        raise UserError(f'marks must rise from 0 or more, got {list(marks)}')
+) -> tuple:  # images at each of the steps (list of (B, ...)), energies (B, len(steps)) as an array
+    "Run chains and look at them at the given numbers of steps."
+    if not steps or list(steps) != sorted(set(steps)) or steps[0] < 0:
+        raise UserError(f'steps must rise from 0 or more, got {list(steps)}')
     x, done, images, energies = x0, 0, [], []
-    for mark in marks:
-        if mark > done: x = replace(kernel, steps=mark - done)(energy, x, generator)
-        done = mark
+    for at in steps:
+        if at > done: x = replace(kernel, steps=at - done)(energy, x, generator)
+        done = at
         with torch.no_grad(): energies.append(energy(x).float().cpu())
         images.append(x.detach().cpu())
     return images, torch.stack(energies, 1).numpy()
@@ -129,9 +129,9 @@ def follow_chains(
 @dataclass
 class ChainPaths:
     "Chains of a model from several starts, looked at on their way."
-    marks: list  # at which steps
-    images: dict  # start to images at each mark, each (B, C, H, W)
-    energies: dict  # start to energies, (B, len(marks))
+    steps: list  # at which steps
+    images: dict  # start to images at each of the steps, each (B, C, H, W)
+    energies: dict  # start to energies, (B, len(steps))
 
 def chain_paths(
     run,  # a trained run of an energy-based model
@@ -153,7 +153,7 @@ def chain_paths(
     for i, (start, x) in enumerate(starts.items()):
         energy, noise = ready_to_sample(run, device), torch.Generator(device).manual_seed(seed + 1 + i)
         paths.images[start], paths.energies[start] = follow_chains(energy, training_kernel(run, 1), x.to(device),
-            paths.marks, noise)
+            paths.steps, noise)
     return paths
 
 # %% ../nbs/16_samples.ipynb #34abdc97
@@ -259,14 +259,14 @@ def train_features(
     for _ in range(steps):
         pick = torch.randint(len(data.train), (128,), generator=generator)
         with mixed_precision(device):
-            loss = F.cross_entropy(net(data.train.serve(pick, device=device)), data.train.labels[pick].to(device))
+            loss = F.cross_entropy(net(data.train.to_float(pick, device=device)), data.train.labels[pick].to(device))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
     net.eval()
     if data.test.labels is not None:
         net.accuracy = float((data.test.map(net, device=device).argmax(1) == data.test.labels).float().mean())
-    net.scale = float(features_of(net, data.train.serve(slice(2000))).std())
+    net.scale = float(features_of(net, data.train.to_float(slice(2000))).std())
     net.head.weight.data *= net.scale  # the logits stay what they are
     return net
 
@@ -340,7 +340,7 @@ def distance_records(
 ) -> list:  # records with representation, images, number, distances and shares; the floor and the ceiling first
     "How far samples are from held-out images, with as many real images as the floor; None where they are not finite."
     order = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(0))
-    real, n = data.test.serve(order), min(most, len(data.test) // 2)
+    real, n = data.test.to_float(order), min(most, len(data.test) // 2)
     noise = ReplayBuffer(n, data.in_shape, generator=torch.Generator().manual_seed(0)).chains
     rows = [('real', 'other half of the test images', real[:len(real) // 2]), ('noise', 'uniform noise', noise),
             *((name, what, images) for what, images in sets.items())]

@@ -188,7 +188,7 @@ def batch(self: Trainer) -> Tensor:
         order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
         self._epoch, self._order = epoch, order.to(self.device)
     batch = self._order[position * self.settings.batch_size:][:self.settings.batch_size]
-    x = self.images.serve(batch[self.group.rank::self.group.size])
+    x = self.images.to_float(batch[self.group.rank::self.group.size])
     return augment(x, self.settings.augment, self.generator)
 
 # %% ../nbs/05_trainer.ipynb #1aba4d13
@@ -446,7 +446,7 @@ def try_energy(energy: FrozenEnergy, data):
         raise UserError(f'{name} has {type(noisy[0]).__name__}: the energy of an image must depend neither on the '
                         f'others of '
                         'its batch nor on chance; leave it out')
-    x = data.train.serve(slice(2)).to(energy.device)
+    x = data.train.to_float(slice(2)).to(energy.device)
     try: _, gradient = FrozenEnergy(model.eval(), 'float32').value_and_gradient(x)
     except UserError: raise
     except Exception as error:

@@ -196,5 +196,5 @@ def test_bad_arrays(values, word):
 
 def test_serving_ranges():
     images = ImageSet(torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16))
-    assert images.serve().min() == -1 and images.serve().max() == 1
-    assert torch.equal(ImageSet.from_array(images.serve()).images, images.images)
+    assert images.to_float().min() == -1 and images.to_float().max() == 1
+    assert torch.equal(ImageSet.from_array(images.to_float()).images, images.images)

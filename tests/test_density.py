@@ -63,7 +63,7 @@ def test_every_family_is_conjugate_through_the_public_face(name, dim, components
 @pytest.mark.parametrize('name', FAMILIES)
 def test_every_family_trains_saves_and_loads(name, tmp_path):
     run = cn.train('cebm', 'digits', preset='smoke', steps=12, options=dict(family=name, latent_dim=6), out=tmp_path / 'run', progress=False)
-    model, x = cn.load_model(tmp_path / 'run'), cn.load_data('digits').test.serve(slice(20))
+    model, x = cn.load_model(tmp_path / 'run'), cn.load_data('digits').test.to_float(slice(20))
     torch.testing.assert_close(model.encode(x), run.model.encode(x))
     assert model.encode(x).isfinite().all()
     assert math.isclose(float(model.temperature), 0.0075**2 / 2, rel_tol=1e-6) and float(model.reach) == 1.5
@@ -134,7 +134,7 @@ def test_annealing_a_gaussian_into_a_narrower_one_has_the_exact_weight():
 def test_information_lies_between_nothing_and_everything():
     from cebm_nb.representation import information_record
     data = cn.load_data('mnist-5k')
-    record = information_record(cn.load_model('cebm-mnist-5k'), data.test.serve(slice(200)))
+    record = information_record(cn.load_model('cebm-mnist-5k'), data.test.to_float(slice(200)))
     assert 0 < record['mutual_information'] < record['kl'] < record['at_most'] == math.log(200)
 
 

@@ -155,7 +155,7 @@ def test_a_run_travels_to_the_processor_and_back(tmp_path):
     data = load_data('digits')
     run = train('cebm', data='digits', preset='smoke', steps=40, device='cuda', out=tmp_path / 'run', progress=False)
     moved = Run.load(tmp_path / 'run')
-    x = data.test.serve(slice(50))
+    x = data.test.to_float(slice(50))
     assert next(moved.model.parameters()).device.type == 'cpu'
     assert torch.allclose(moved.model.encode(x), run.model.encode(x.cuda()).cpu(), rtol=1e-2, atol=1e-3)
     found = [evaluate(moved, data, parts=['few-label'], labels=(10,), draws=2, device=device)['few_label'][0]['accuracy_mean'] for device in ('cpu', 'cuda')]

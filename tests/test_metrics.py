@@ -64,7 +64,7 @@ def test_distances_of_samples():
 
 
 def test_quality_of_images():
-    truth = load_data('mnist-5k').test.serve(slice(20))
+    truth = load_data('mnist-5k').test.to_float(slice(20))
     guess = (truth + 0.3 * torch.randn(truth.shape, generator=torch.Generator().manual_seed(0))).clamp(-1, 1)
     found = image_quality(guess, truth)
     psnr = np.mean([PeakSignalNoiseRatio(data_range=2.)(g[None], t[None]).item() for g, t in zip(guess, truth)])

@@ -65,7 +65,7 @@ def test_own_everything_trained_killed_resumed_loaded_encoded_and_evaluated(tmp_
     space = {}
     exec(OWN.split('out, steps')[0], space)
     model = cn.load_model(tmp_path / 'whole', model=space['network']())
-    assert model.encode(space['data'].test.serve()).shape == (len(space['data'].test), 8)
+    assert model.encode(space['data'].test.to_float()).shape == (len(space['data'].test), 8)
     result = cn.evaluate(model, space['data'], parts=['few-label', 'neighbours', 'ood'], labels=(1,), draws=2)
     assert result['few_label'] and result['neighbours'] and result['ood']
     for missing, word in ((dict(), 'sampler walk .* objective logistic'), (dict(sampler=1, objective=1), 'pass model='), (dict(sampler=1, objective=1, model=space['network']()), 'pass data=')):
@@ -174,7 +174,7 @@ def test_data_with_a_name_that_is_taken_are_not_mistaken(tmp_path):
 # Scale, types and shapes
 
 def test_a_batch_on_another_scale_is_told():
-    model, x = cn.load_model('cebm-mnist-5k'), cn.load_data('mnist-5k').test.serve(slice(50))
+    model, x = cn.load_model('cebm-mnist-5k'), cn.load_data('mnist-5k').test.to_float(slice(50))
     with pytest.warns(UserWarning, match=r'scale with 2 \* x - 1'): model.energy((x + 1) / 2)
     with warnings.catch_warnings():
         warnings.simplefilter('error')

@@ -270,7 +270,7 @@ def test_pictures_that_are_none_stay_out(run, tmp_path):
     (run / 'eval.json').write_text(json.dumps(result))
     for content in (b'<svg onload="alert(1)">', b'\x89PNG\r\n\x1a\n' + bytes(2**24)):
         (run / 'figures').mkdir(exist_ok=True)
-        (run / 'figures' / 'chain_way.png').write_bytes(content)
+        (run / 'figures' / 'chain_trajectory.png').write_bytes(content)
         with pytest.raises(cn.UserError, match='no PNG of at most'): write_report([run], tmp_path / 'page')
 
 
