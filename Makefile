@@ -27,7 +27,7 @@ test: export OMP_NUM_THREADS := 1
 test: $(STAMP)
 	$(BIN)/python -m pytest tests/test_export.py
 	$(BIN)/nbdev_test --n_workers 2 --timing
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests --ignore=tests/test_export.py
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests --ignore=tests/test_export.py --ignore=tests/test_site.py
 
 # Sweeps on a Ray cluster of three nodes and on Slurm, on this machine; as root Slurm is installed and started.
 clusters: export CLUSTER_TESTS := 1

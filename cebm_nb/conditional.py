@@ -244,7 +244,7 @@ def conditional_records(
     seed: int = 0,  # of noise and chains
     device: str = 'auto',  # where to compute
 ) -> tuple:  # records (rmse is None where a chain is not finite); pictures, a dict of rows each
-    """Errors of completed and cleaned test images, with what needs no model beside them; and pictures of all uses of
+    """Errors of inpainted and denoised test images, with what needs no model beside them; and pictures of all uses of
     the joint density."""
     chains = _Conditioner(run, seed, device)
     def shuffled(part): return torch.randperm(len(part), generator=torch.Generator().manual_seed(seed))
@@ -252,7 +252,7 @@ def conditional_records(
     test, train = data.test.to_float(shuffled(data.test)[:n]), training[:n]
     filled, rows = _filling(chains, test, train, training[n:], name, candidates, guesses)
     cleaned, noise_rows = _cleaning(chains, test, train, name, candidates, noise_std, seed)
-    pictures = {'filled': {k: v[:12] for k, v in rows.items()}, 'cleaned': {k: v[:12] for k, v in noise_rows.items()}}
+    pictures = {'inpainted': {k: v[:12] for k, v in rows.items()}, 'denoised': {k: v[:12] for k, v in noise_rows.items()}}
     prior = getattr(run.model, 'prior', None)  # latents that are no real numbers cannot be moved along
     real = prior and prior.family.support.check(torch.full((prior.family.dim,), -0.5)).all()
     if hasattr(run.model, 'log_factor') and real: pictures |= _latent_pictures(chains, test, training, 12)

@@ -422,7 +422,7 @@ def run_pictures(
 ) -> dict:  # parts, to a list of picture files
     "The pictures of a single run that a report shows."
     patterns = {'ood': ['ood'], 'samples': ['eval_samples_*', 'nearest_training', 'chain_trajectory', 'chain_energies'],
-                'conditional': ['filled', 'cleaned', 'given_latents', 'traversals']}
+                'conditional': ['inpainted', 'denoised', 'given_latents', 'traversals']}
     found = {part: [path for pattern in names for path in sorted((run.folder / 'figures').glob(f'{pattern}.png'))]
              for part, names in patterns.items()}
     return {part: paths for part, paths in found.items() if run.result[part_key(part)]}

@@ -71,7 +71,7 @@ def test_every_family_trains_saves_and_loads(name, tmp_path):
     assert run.chains.abs().max() <= 1.5
     result = cn.evaluate(run, cn.load_data('digits'), parts=['information', 'neighbours'])
     _, pictures = conditional_records(run, cn.load_data('digits'), n=4, candidates=(5,))
-    assert 'filled' in pictures and ('traversals' in pictures) == (name in ('gaussian', 'full-gaussian', 'von-mises'))
+    assert 'inpainted' in pictures and ('traversals' in pictures) == (name in ('gaussian', 'full-gaussian', 'von-mises'))
     assert -0.01 <= result['information'][0]['mutual_information'] <= result['information'][0]['at_most'] and result['information'][0]['kl'] > -0.01
 
 
