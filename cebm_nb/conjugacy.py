@@ -70,7 +70,7 @@ def posterior(self: Prior, t: Tensor) -> Distribution:
 
 @patch
 def encode(self: Prior, t: Tensor) -> Tensor:
-    "The posterior mean, or what else represents a member of the family, the representation of an image: -> (B, dim)."
+    "The posterior mean, or what else represents a member of the family, the representation of an image: -> (B, D)."
     return self.family.represent(self.natural + t)
 
 @patch

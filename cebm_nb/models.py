@@ -128,7 +128,7 @@ class Energy(nn.Module):
     def extra_repr(self) -> str: return summary(self)
 
     def energy(self, x: Tensor) -> Tensor:
-        """E(x), -log p(x) in units of the temperature and up to a constant: `(B, *in_shape)` -> (B,); raises ValueError
+        """E(x) = -T log p(x) up to a constant, T the temperature: `(B, *in_shape)` -> (B,); raises ValueError
         on inputs of another shape or scale."""
         return self(check_inputs(self, x))
 

@@ -544,7 +544,7 @@ def milder(self: Trainer, again: bool) -> dict:
 
 @patch
 def milder(self: EnergyTrainer, again: bool) -> dict:
-    "Those of every trainer, and half as many SGLD steps again, up to 60."
+    "Those of every trainer, and 1.5 times the SGLD steps, at most 60."
     steps = self.settings.sampler.steps
     return Trainer.milder(self, again) | dict(sampler=dict(steps=max(steps, min(60, math.ceil(1.5 * steps)))))
 
