@@ -64,6 +64,7 @@ def matmul(
     a, out = torch.randn(n, n, device=device).to(dtype), torch.empty(n, n, device=device, dtype=dtype)
     return lambda: torch.mm(a, a, out=out), 2 * n**3
 
+# %% ../nbs/25_bench.ipynb #45b8bb73
 def step_operations(
     model: nn.Module,  # with `energy`
     x: Tensor,  # (B, ...)
@@ -83,6 +84,7 @@ def plain_model(
     plain.encoder = plain.encoder.net
     return plain
 
+# %% ../nbs/25_bench.ipynb #0c4afec2
 def plain_sample(energy: Callable, kernel: SGLD, x: Tensor) -> Tensor:
     "Chains the way they are usually written."
     for _ in range(kernel.steps):
@@ -149,6 +151,7 @@ def plain_update(energy: Callable, optimiser: torch.optim.Optimizer, x: Tensor, 
     optimiser.step()
     return loss.detach()
 
+# %% ../nbs/25_bench.ipynb #f9a39b11
 def bench_update(repeats: int = 20, device: str = 'auto') -> dict:
     "Milliseconds of a whole update at 28x28, batch and chains as in the preset `cpu`, for the plain loop and for ours."
     shape, device = (1, 28, 28), pick_device(device)
@@ -163,6 +166,7 @@ def bench_update(repeats: int = 20, device: str = 'auto') -> dict:
     return dict(batch=settings.batch_size, steps=settings.sampler.steps) | {k: 1000 * s
         for k, s in take_turns(contenders, repeats, device).items()}
 
+# %% ../nbs/25_bench.ipynb #ea967bb0
 def bench_encode(images: int = 1000, repeats: int = 10, device: str = 'auto') -> dict:
     """Milliseconds to encode images of 28x28, a hundred at a time: in the plain layout, in ours, and in ours under
     bfloat16 where that is native."""
@@ -238,6 +242,7 @@ def plot_growth(
     axes[0, 0].set_ylabel('ms a step and 100 images'); axes[0, 0].legend(frameon=False)
     return fig
 
+# %% ../nbs/25_bench.ipynb #5a4589ca
 def step_table(record: dict) -> pd.DataFrame:
     """A record of `bench_step` as a table: milliseconds, how many times faster than plain and than torchebm, and the
     part of the matrix-multiply speed in the same precision."""

@@ -92,6 +92,7 @@ def decode(self: BiGAN, z: Tensor) -> Tensor:
     z = check_latents(z, self.prior.family).to(next(self.parameters()).dtype)
     return torch.tanh(widen(self.generator(z)))
 
+# %% ../nbs/11_bigan.ipynb #bc5e3658
 @patch
 def reconstruct(self: BiGAN, x: Tensor) -> Tensor:
     "G(E(x)), which nothing in the loss compares with x: `(B, *in_shape)` -> `(B, *in_shape)`."
@@ -102,6 +103,7 @@ def sample(self: BiGAN, n: int, generator: torch.Generator | None = None) -> Ten
     "Images of n draws from the prior: -> `(n, *in_shape)`, in [-1, 1]."
     return self.decode(self.prior.sample(n, generator))
 
+# %% ../nbs/11_bigan.ipynb #88281a0f
 @patch
 def responsibilities(self: BiGAN, x: Tensor) -> Tensor:
     "p(component k | E(x)): `(B, *in_shape)` -> (B, K), rows that sum to 1."

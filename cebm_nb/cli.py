@@ -50,6 +50,7 @@ class Eval:
     which: Literal['last', 'best'] = 'last'  # best: the model that was best along the run
     device: str = 'auto'  # auto, cpu, cuda, ...
 
+# %% ../nbs/32_cli.ipynb #e57eb198
 @dataclass
 class Sample:
     """Draw images from a trained model and save them as a grid: by Langevin dynamics from an energy, at once from a
@@ -77,6 +78,7 @@ class Report:
     root: str | None = None  # folder with downloaded data, for pictures of neighbours
     pictures: bool = True  # tables and pictures, or tables only
 
+# %% ../nbs/32_cli.ipynb #9f777688
 @dataclass
 class Sweep:
     """Run a grid of experiments, data sets by models by seeds; the same command goes on after a failure or a kill.
@@ -94,6 +96,7 @@ class Sweep:
     root: str | None = None  # folder with downloaded data
     plan: bool = False  # print the command of each run, and run nothing
 
+# %% ../nbs/32_cli.ipynb #b066803a
 @dataclass
 class Bench:
     """Time Langevin steps, whole updates and encodings, beside the plain loop, torchebm and matrix multiplication.
@@ -116,6 +119,7 @@ class Resume:
     root: str | None = None  # folder with downloaded data
     quiet: bool = False  # no progress bar
 
+# %% ../nbs/32_cli.ipynb #eb20039b
 @dataclass
 class Train:
     """Train a conjugate energy-based model, or a baseline, on images.
@@ -157,6 +161,7 @@ def train_options(config: Config) -> type:
                if f.name not in _groups]
     return dataclasses.make_dataclass('Train', options, namespace=dict(__doc__=Train.__doc__))
 
+# %% ../nbs/32_cli.ipynb #73c7ba84
 def to_document(options, config: Config) -> dict:
     "The document that parsed options say, for `read_document`."
     def values(owner): return {f.name: getattr(options, f.name) for f in fields(owner) if f.name not in _groups}
@@ -208,6 +213,7 @@ def parse(
         words = re.sub(r'^(.+?) \1', r'\1', words)  # its title says the same
         raise UserError(f'{words}; see {program} --help') from None
 
+# %% ../nbs/32_cli.ipynb #e769854c
 def use(path: str):
     "Import a file of the user's, which registers what is in it."
     if not Path(path).is_file(): raise UserError(f'no file {path!r} to use')

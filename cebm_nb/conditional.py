@@ -65,6 +65,7 @@ def sample_given_latents(
     z = check_latents(z, model.prior.family)
     return kernel(lambda x: -model.prior.family.inner(model.suff_stats(x), z), start, generator)
 
+# %% ../nbs/17_conditional.ipynb #81e5f7ca
 def traverse(
     model: nn.Module,  # with `posterior` and `log_factor`
     kernel: SGLD,  # how to move, and how far
@@ -91,6 +92,7 @@ def rmse(
     squares = (guess.clamp(-1, 1) - truth) ** 2
     return (squares if where is None else squares[where.expand_as(squares)]).mean().sqrt().item()
 
+# %% ../nbs/17_conditional.ipynb #df00933d
 def image_quality(
     guess: Tensor,  # images, (B, C, H, W)
     truth: Tensor,  # images, (B, C, H, W), in [-1, 1]
@@ -118,6 +120,7 @@ def best_of(
     "The candidate with the smallest error."
     return min(candidates, key=lambda c: np.inf if (e := error(c)) is None else e)
 
+# %% ../nbs/17_conditional.ipynb #70ece523
 def _each_image(denoise, noisy, **options):  # with one channel as two dimensions: non-local means would turn it
     axis, images = (None, noisy[:, 0]) if noisy.shape[1] == 1 else (0, noisy)
     cleaned = np.stack([denoise(image, channel_axis=axis, **options) for image in images.numpy()])
@@ -130,6 +133,7 @@ def total_variation(
     "Total-variation denoising of each image, without any model (Chambolle 2004, as scikit-image has it)."
     return _each_image(extra('skimage.restoration', 'eval').denoise_tv_chambolle, noisy, weight=weight)
 
+# %% ../nbs/17_conditional.ipynb #4cfded9c
 def non_local_means(
     noisy: Tensor,  # (B, C, H, W)
     weight: float,  # the larger, the smoother
@@ -138,6 +142,7 @@ def non_local_means(
     denoise = extra('skimage.restoration', 'eval').denoise_nl_means
     return _each_image(denoise, noisy, h=weight, patch_size=5, patch_distance=6)
 
+# %% ../nbs/17_conditional.ipynb #e8a9136d
 def masks(
     in_shape: tuple,  # (C, H, W)
     seed: int = 0,  # of the random pixels

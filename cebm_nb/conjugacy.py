@@ -68,6 +68,7 @@ def posterior(self: Prior, t: Tensor) -> Distribution:
     "The exact posterior p(z | x) = p(z | lambda + t(x)), batch shape (B,)."
     return self.family.distribution(self.natural + t)
 
+# %% ../nbs/01_conjugacy.ipynb #b7b0df14
 @patch
 def encode(self: Prior, t: Tensor) -> Tensor:
     "The posterior mean, or what else represents a member of the family, the representation of an image: -> (B, D)."
@@ -89,6 +90,7 @@ def sample(self: Prior, n: int, generator: torch.Generator | None = None) -> Ten
     "Draws from p(z | lambda), differentiable in lambda: -> (n, dim)."
     return self.family.sample(self.natural.expand(n, *self.family.natural_shape), generator)
 
+# %% ../nbs/01_conjugacy.ipynb #2b571b2b
 @patch
 def sample_posterior(self: Prior, t: Tensor, generator: torch.Generator | None = None) -> Tensor:
     "One exact draw from p(z | x) for each t(x): -> (B, dim)."
@@ -150,6 +152,7 @@ def posterior(self: MixturePrior, t: Tensor) -> Distribution:
     "The exact posterior p(z | x), a mixture with the responsibilities as weights; batch shape (B,)."
     return self.distribution(-self.component_energies(t), self.natural + self._beside(t))
 
+# %% ../nbs/01_conjugacy.ipynb #189134b1
 @patch
 def encode(self: MixturePrior, t: Tensor) -> Tensor:
     "The posterior mean that t(x) would give with a standard prior, without the components' own means: -> (B, dim)."
@@ -186,6 +189,7 @@ def sample_posterior(self: MixturePrior, t: Tensor, generator: torch.Generator |
     which = torch.multinomial(self.responsibilities(t), 1, generator=generator)[:, 0]
     return self.family.sample(self.natural[which] + t, generator)
 
+# %% ../nbs/01_conjugacy.ipynb #bb5a2cdf
 @patch
 def components_of(self: MixturePrior, suff_stats: Tensor) -> Tensor:
     "p(y = k | z), proportional to exp(<lambda_k, eta(z)> - A(lambda_k)), from eta(z): -> (B, K)."

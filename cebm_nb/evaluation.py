@@ -101,6 +101,7 @@ def floors(self: Subject) -> dict:
         found[f'untrained {config["name"]}'] = lambda: create_model(**config | dict(seed=0))
     return found
 
+# %% ../nbs/18_evaluation.ipynb #f15ea009
 @patch
 def codes(self: Subject,
     floor: str | None = None,  # which; None: the model
@@ -127,6 +128,7 @@ class PartResult:
     notes: list = field(default_factory=list)  # sentences on what was left out
     arrays: dict = field(default_factory=dict)  # names to arrays, for PART.npz
 
+# %% ../nbs/18_evaluation.ipynb #f8d30261
 class Part:
     "A part of the evaluation."
     name = ''  # on the command line
@@ -141,6 +143,7 @@ class Part:
         "The records for people, as text."
         raise NotImplementedError
 
+# %% ../nbs/18_evaluation.ipynb #e74e25e2
 PARTS = {}  # names to parts, in the order in which they are run
 
 def part(cls: type) -> type:
@@ -148,11 +151,13 @@ def part(cls: type) -> type:
     PARTS[cls.name] = cls()
     return cls
 
+# %% ../nbs/18_evaluation.ipynb #fcc4e69b
 def part_key(part: str) -> str:
     "The key of a part in `eval.json`."
     return part.replace('-', '_')
 
 Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e12, le=1e12)]
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 def _percent(v, digits=1): return '' if v is None else f'{100 * v:.{digits}f}'
@@ -274,6 +279,7 @@ class NeighbourRecord(TypedDict):
     queries: list[NonNegativeInt]
     neighbours: list[NonNegativeInt]
 
+# %% ../nbs/18_evaluation.ipynb #13b8c55f
 @part
 class Neighbours(Part):
     "Nearest training images."
@@ -365,6 +371,7 @@ class InformationRecord(TypedDict):
     mutual_information: Number
     at_most: Number
 
+# %% ../nbs/18_evaluation.ipynb #b71a3401
 @part
 class Information(Part):
     "How far posteriors are from the prior, and how much they tell of their images, on 500 of them."
@@ -393,6 +400,7 @@ class ClusterRecord(TypedDict):
     homogeneity: Number
     completeness: Number
 
+# %% ../nbs/18_evaluation.ipynb #7fe55a1a
 @part
 class Clusters(Part):
     "Clusters by k-means, and by the components of a mixture."
@@ -428,6 +436,7 @@ class MapRecord(TypedDict):
     points: list[Annotated[list[Number], Len(2, 2)]]
     classes: list[NonNegativeInt] | None
 
+# %% ../nbs/18_evaluation.ipynb #cda02d9b
 @part
 class Map(Part):
     "Up to 1,000 test images in two dimensions."
@@ -566,6 +575,7 @@ class ConditionalRecord(TypedDict):
     psnr: NotRequired[list[Number] | None]  # mean and both ends of its interval, dB
     ssim: NotRequired[list[Number] | None]
 
+# %% ../nbs/18_evaluation.ipynb #dd5188af
 @part
 class Conditional(Part):
     "Completing and cleaning images with the energy, and what single latent dimensions do."
@@ -813,6 +823,7 @@ def score(self: Validation, row: dict) -> float:
     "What the best model has most of: accuracy, or nearness of the chains where there are no labels."
     return row['accuracy'] if row['accuracy'] == row['accuracy'] else -row['frechet_pixels']
 
+# %% ../nbs/18_evaluation.ipynb #18650fff
 @patch
 def measure(self: Validation, trainer: Trainer) -> dict:
     "The measurements of this moment: accuracy (a fraction), gap, frechet_pixels, and whether the run is healthy."

@@ -56,6 +56,7 @@ def check_natural(self: ExponentialFamily, natural: Tensor) -> Tensor:
     "`natural` itself; raises ValueError unless its shape is `(..., *natural_shape)`."
     return _check_shape('natural parameters', natural, self.natural_shape)
 
+# %% ../nbs/00_families.ipynb #4f677c6b
 @patch
 def check_latents(self: ExponentialFamily, z: Tensor) -> Tensor:
     "`z` itself; raises ValueError unless its shape is (..., dim)."
@@ -69,6 +70,7 @@ def inner(self: ExponentialFamily,
     "The inner product <natural, suff_stats(z)> over all natural parameters."
     return (natural * self.suff_stats(z)).flatten(-len(self.natural_shape)).sum(-1)
 
+# %% ../nbs/00_families.ipynb #90b88efb
 @patch
 def log_prob(self: ExponentialFamily,
     natural: Tensor,  # (..., *natural_shape)
@@ -88,6 +90,7 @@ def to_free(self: ExponentialFamily, natural: Tensor) -> Tensor:
     "A right inverse of `to_natural`."
     return self.check_natural(natural)
 
+# %% ../nbs/00_families.ipynb #3b9ab72a
 @patch
 def log_base_measure(self: ExponentialFamily, z: Tensor) -> Tensor:
     "log h(z), the same for every z: (..., dim) -> (...)."
@@ -99,6 +102,7 @@ def expected_stats(self: ExponentialFamily, natural: Tensor) -> Tensor:
     "E[suff_stats(z)], the gradient of the log-normaliser: `(..., *natural_shape)` -> the same."
     return torch.func.grad(lambda n: self.log_normalizer(n).sum())(natural)
 
+# %% ../nbs/00_families.ipynb #ff894820
 @patch
 def kl(self: ExponentialFamily,
     natural: Tensor,  # (..., *natural_shape)
@@ -108,6 +112,7 @@ def kl(self: ExponentialFamily,
     inner = ((other - natural) * self.expected_stats(natural)).flatten(-len(self.natural_shape)).sum(-1)
     return self.log_normalizer(other) - self.log_normalizer(natural) - inner
 
+# %% ../nbs/00_families.ipynb #1b0edc4c
 @patch
 def represent(self: ExponentialFamily, natural: Tensor) -> Tensor:
     "The member in a vector of numbers, its mean: `(..., *natural_shape)` -> (..., dim)."
@@ -126,6 +131,7 @@ def seeded(
         torch.manual_seed(seed)
         yield
 
+# %% ../nbs/00_families.ipynb #97f79568
 @patch
 def draw(self: ExponentialFamily,
     dist: Distribution,  # over z, as `distribution` gives it
@@ -137,6 +143,7 @@ def draw(self: ExponentialFamily,
     seed = torch.randint(2**62, (), generator=generator, device=device).item()
     with seeded(seed, device): return self.draw(dist)
 
+# %% ../nbs/00_families.ipynb #cc2acfa0
 @patch
 def sample(self: ExponentialFamily, natural: Tensor, generator: torch.Generator | None = None) -> Tensor:
     "One draw for each set of natural parameters: `(..., *natural_shape)` -> (..., dim)."
@@ -152,6 +159,7 @@ def random(self: ExponentialFamily,
     "Random members of the family, standard() + to_natural(spread * N(0, I))."
     return self.standard() + self.to_natural(spread * torch.randn(n, *self.natural_shape, generator=generator))
 
+# %% ../nbs/00_families.ipynb #b619cb6b
 @patch
 def amortised(self: ExponentialFamily,
     outputs: Tensor,  # of an encoder, (B, prod(natural_shape))
@@ -205,6 +213,7 @@ def distribution(self: Gaussian, natural: Tensor) -> Independent:
     n1, n2 = self.check_natural(natural).unbind(-1)
     return Independent(Normal(-n1 / (2*n2), (-2*n2).rsqrt()), 1)
 
+# %% ../nbs/00_families.ipynb #97a32f19
 @patch
 def from_distribution(self: Gaussian, dist: Distribution) -> Tensor:
     "Natural parameters of a Normal, or of Independent(Normal, 1): -> (..., dim, 2)."
@@ -214,6 +223,7 @@ def from_distribution(self: Gaussian, dist: Distribution) -> Tensor:
     precision = base.scale ** -2
     return torch.stack([base.loc * precision, -precision / 2], -1)
 
+# %% ../nbs/00_families.ipynb #5c8b3456
 @patch
 def standard(self: Gaussian) -> Tensor:
     "Natural parameters (0, -1/2) of the standard normal: (dim, 2)."
@@ -236,6 +246,7 @@ def random(self: Gaussian,
     means = mean_std * torch.randn(n, self.dim, generator=generator)
     return self.from_distribution(Normal(means, torch.empty_like(means).uniform_(*stds, generator=generator)))
 
+# %% ../nbs/00_families.ipynb #4a1c6b2f
 @patch
 def amortised(self: Gaussian, outputs: Tensor) -> Independent:
     "A Gaussian from means, then log-variances: (B, 2 dim) -> batch shape (B,)."
@@ -279,6 +290,7 @@ def to_free(self: FullGaussian, natural: Tensor) -> Tensor:
     n1, n2 = self.check_natural(natural).split([1, self.dim], -1)
     return torch.cat([n1, torch.linalg.cholesky(-n2 - self.boundary_gap * torch.eye(self.dim).to(n2))], -1)
 
+# %% ../nbs/00_families.ipynb #f668d8a6
 @patch
 def distribution(self: FullGaussian, natural: Tensor) -> td.MultivariateNormal:
     "The same Gaussian as a `torch.distributions` object with event shape (dim,)."
@@ -291,6 +303,7 @@ def from_distribution(self: FullGaussian, dist: td.MultivariateNormal) -> Tensor
     p = dist.precision_matrix
     return torch.cat([p @ dist.loc[..., None], -p / 2], -1)
 
+# %% ../nbs/00_families.ipynb #726f95f9
 @patch
 def standard(self: FullGaussian) -> Tensor:
     "Natural parameters of N(0, I): (dim, dim + 1)."
@@ -346,6 +359,7 @@ class Categorical(ExponentialFamily):
     def from_distribution(self, dist: Independent) -> Tensor: return dist.base_dist.logits
     def standard(self) -> Tensor: return torch.zeros(self.dim, self.values)
 
+# %% ../nbs/00_families.ipynb #bcd01542
 @patch
 def draw(self: Categorical, dist: Distribution, generator: torch.Generator | None = None) -> Tensor:
     "One draw, as floats: -> (..., dim)."
@@ -397,6 +411,7 @@ def from_distribution(self: Gamma, dist: Independent) -> Tensor:
     "Natural parameters of Independent(Gamma, 1): -> (..., dim, 2)."
     return torch.stack([dist.base_dist.concentration, -dist.base_dist.rate], -1)
 
+# %% ../nbs/00_families.ipynb #0fb44aba
 @patch
 def standard(self: Gamma) -> Tensor:
     "Natural parameters (1, -1) of the exponential distribution: (dim, 2)."
@@ -435,6 +450,7 @@ def distribution(self: VonMises, natural: Tensor) -> Independent:
     kappa = self._concentration(natural)
     return Independent(_Angle(torch.atan2(natural[..., 1], natural[..., 0]), kappa), 1)
 
+# %% ../nbs/00_families.ipynb #434273b1
 @patch
 def from_distribution(self: VonMises, dist: Independent) -> Tensor:
     "Natural parameters of Independent(VonMises, 1): -> (..., dim, 2)."

@@ -29,6 +29,7 @@ def parse_device(device: str | torch.device) -> torch.device:
     except (RuntimeError, TypeError, ValueError) as error:
         raise UserError(f'unknown device {str(device)!r}: {str(error).splitlines()[0]}') from None
 
+# %% ../nbs/24_fast.ipynb #8d866b54
 def pick_device(device: str | torch.device = 'auto') -> torch.device:
     "The device by name; 'auto' takes a GPU where there is one. Raises ValueError on a device that this machine lacks."
     if str(device) == 'auto':
@@ -40,6 +41,7 @@ def pick_device(device: str | torch.device = 'auto') -> torch.device:
         raise UserError(f'device {str(device)!r} is not available here: {str(error).splitlines()[0]}') from None
     return device
 
+# %% ../nbs/24_fast.ipynb #9eb04f4f
 def _has_bfloat16(device: torch.device) -> bool:
     if device.type == 'cuda': return torch.cuda.is_bf16_supported()
     supported = getattr(torch.cpu, '_is_avx512_bf16_supported', None)  # there is no public question for this yet
@@ -54,6 +56,7 @@ def pick_dtype(
         raise UserError(f"precision must be 'auto', 'float32' or 'bfloat16', got {precision!r}")
     return torch.bfloat16 if precision == 'bfloat16' or precision == 'auto' and _has_bfloat16(device) else torch.float32
 
+# %% ../nbs/24_fast.ipynb #be28e2b8
 def native_precisions(device: torch.device) -> tuple:
     """What a device computes fast: ('float32', 'bfloat16'), or ('float32',) where it would only imitate bfloat16, much
     slower."""
@@ -67,6 +70,7 @@ def exact_convolutions(
     if device.type != 'cuda': return nullcontext()
     return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
 
+# %% ../nbs/24_fast.ipynb #c9652a43
 def _no_autocast(device):  # whatever surrounds it
     on = device.type in ('cpu', 'cuda') and torch.is_autocast_enabled(device.type)
     return torch.autocast(device.type, enabled=False) if on else nullcontext()
@@ -97,6 +101,7 @@ def channels_last(model: nn.Module) -> nn.Module:
     "The model itself, with its convolutions in the layout that processors and GPUs prefer."
     return model.to(memory_format=torch.channels_last)
 
+# %% ../nbs/24_fast.ipynb #edbf3a42
 def contiguous(model: nn.Module) -> nn.Module:
     "The model itself, its weights in the usual layout, in which `safetensors` and others save them."
     return model.to(memory_format=torch.contiguous_format)

@@ -73,6 +73,7 @@ class GuidedTrainer(EnergyTrainer):
         one, other = (self.group.gather(z.float()) for z in pair)
         return self.settings.guidance * guidance_loss(one, other, self.settings.softmax_temperature),
 
+# %% ../nbs/12_guided.ipynb #23687f78
 class GuidedCEBM(CEBM):
     """A CEBM whose posterior means are trained to agree between views of one image; after CLEL,
     https://arxiv.org/abs/2303.03023."""

@@ -68,6 +68,7 @@ class Bracket:
     ess_lower: float
     ess_upper: float
 
+# %% ../nbs/06_likelihood.ipynb #7b87e3c2
 def annealed_weights(
     log_density: Callable,  # unnormalised, in nats: from (B, ...) to (B,), differentiable
     x: Tensor,  # where the particles start, (B, ...): uniform on the box, or samples of the density
@@ -83,7 +84,9 @@ def annealed_weights(
         state = move(state, beta)
     return weights
 
+# %% ../nbs/06_likelihood.ipynb #4fd9885d
 def _log_mean(weights): return (weights.logsumexp(0) - math.log(len(weights))).item()
+
 def _ess(weights): return (2 * weights.logsumexp(0) - (2 * weights).logsumexp(0)).exp().item()
 
 def bracket(

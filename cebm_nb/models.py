@@ -41,6 +41,7 @@ def check_scale(
         warnings.warn(f'images are all in [{low:g}, {high:g}], which looks like the scale [0, 1]; this package uses '
                       '[-1, 1]: scale with 2 * x - 1', stacklevel=4)
 
+# %% ../nbs/02_models.ipynb #d9f64ef8
 def check_inputs(
     model: nn.Module,  # perhaps with an `in_shape`
     x: Tensor | np.ndarray,  # (B, *in_shape), floats
@@ -74,6 +75,7 @@ def check_latents(
     if not family.support.check(z).all(): raise UserError(f'latents must be values of {family}, {family.support}')
     return z
 
+# %% ../nbs/02_models.ipynb #0db2c564
 def output_shape(
     network: nn.Module,  # from (B, *in_shape) to (B, ...)
     in_shape: tuple,  # of one input
@@ -145,6 +147,7 @@ class Energy(nn.Module):
         outside = (x.abs() > self.reach).flatten(1).any(1)
         return (-self(x) / self.known_temperature()).masked_fill(outside, -math.inf)
 
+# %% ../nbs/02_models.ipynb #b401add0
 def energy_function(
     model: nn.Module,  # with an `energy`
 ) -> Callable:  # from (B, ...) to (B,)
@@ -191,6 +194,7 @@ def responsibilities(self: CEBM, x: Tensor) -> Tensor:
     "p(component k | x): `(B, *in_shape)` -> (B, K), rows that sum to 1."
     return self.prior.responsibilities(self.suff_stats(check_inputs(self, x)))
 
+# %% ../nbs/02_models.ipynb #865bba6c
 @patch
 def encode(self: CEBM, x: Tensor) -> Tensor:
     """The representation of an image, its posterior mean, or what that would be with a single standard prior where
@@ -213,6 +217,7 @@ def log_factor(self: CEBM, x: Tensor, z: Tensor) -> Tensor:
     "<t(x), eta(z)>, all of log p(x, z) that depends on both: `(B, *in_shape)`, (B, dim) -> (B,)."
     return self.prior.family.inner(self.suff_stats(check_inputs(self, x)), check_latents(z, self.prior.family))
 
+# %% ../nbs/02_models.ipynb #fc63fd5f
 @patch
 def log_joint(self: CEBM, x: Tensor, z: Tensor) -> Tensor:
     "log p(x, z) + log Z in nats, with `log_factor` + `log_prior` at temperature 1: `(B, *in_shape)`, (B, dim) -> (B,)."

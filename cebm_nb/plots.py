@@ -46,6 +46,7 @@ def image_grid(
     flat = grid.transpose(0, 2, 1, 3, 4).reshape(rows * (h + 1), columns * (w + 1), 3)[:-1, :-1]
     return flat.repeat(pixels, 0).repeat(pixels, 1)
 
+# %% ../nbs/13_plots.ipynb #bf64cfda
 def plot_images(
     images: Tensor,  # (N, C, H, W) in [-1, 1]
     columns: int | None = None,  # images in a row; as square as possible by default

@@ -79,6 +79,7 @@ def mean(self: Processes, tensors: list):
     self._talk(dist.all_reduce, flat)
     for t, mean in zip(tensors, flat.div_(self.size).split([t.numel() for t in tensors])): t.copy_(mean.view_as(t))
 
+# %% ../nbs/28_processes.ipynb #5b1893f4
 @patch
 def gather(self: Processes, x: Tensor) -> Tensor:
     "The parts of all processes, one after another; the gradient is that of the own part: (B, ...) -> (R * B, ...)."
@@ -91,6 +92,7 @@ def collect(self: Processes, tensors: dict) -> list:
     found = {name: self._all(t) for name, t in tensors.items()}
     return [{name: parts[i] for name, parts in found.items()} for i in range(self.size)]
 
+# %% ../nbs/28_processes.ipynb #a353c0c8
 @patch
 def share(self: Processes, tensors: list):
     "Put those of the first process in place of each tensor."

@@ -92,6 +92,7 @@ def read_run(folder: Path) -> EvaluatedRun:
         raise UserError(f'{path} is of other weights than the run has; {again}')
     return EvaluatedRun(folder, config, result)
 
+# %% ../nbs/19_report.ipynb #caf57708
 def without_evaluation(
     folders: list,  # run folders
 ) -> list:  # those of them that have no evaluation, where others have one
@@ -99,6 +100,7 @@ def without_evaluation(
     bare = [folder for folder in folders if not (Path(folder) / 'eval.json').is_file()]
     return bare if len(bare) < len(folders) else []
 
+# %% ../nbs/19_report.ipynb #203a2b3c
 def read_runs(
     folders: list,  # run folders
 ) -> list:  # of EvaluatedRun
@@ -126,6 +128,7 @@ def flat(
         else: found[f'{prefix}{name}'.replace('_', '-')] = value
     return found
 
+# %% ../nbs/19_report.ipynb #d24debc3
 def command_line(
     program: str,
     words: dict,  # options and their values; True and False for those without one
@@ -140,6 +143,7 @@ def command_line(
         return f'--{name} {"none" if value is None else shlex.quote(str(value))}'
     return ' '.join([program, *(typed(name, value) for name, value in words.items())])
 
+# %% ../nbs/19_report.ipynb #37ce684c
 def training_command(
     config: dict,  # what config.json of a run holds
 ) -> str:
@@ -187,6 +191,7 @@ class Code(str):
 class Strong(str):
     "Text that is shown in bold."
 
+# %% ../nbs/19_report.ipynb #8f969af3
 def as_text(
     text,  # anything; what is in it comes from folders and files, perhaps somebody else's
 ) -> str:
@@ -198,6 +203,7 @@ def as_text(
     fence = '`' * (1 + max(map(len, re.findall('`+', words)), default=0))
     return f'{fence} {words} {fence}'.replace('|', r'\|') if '`' in words else f'`{words}`'.replace('|', r'\|')
 
+# %% ../nbs/19_report.ipynb #b2f1759c
 def markdown_table(
     table: pd.DataFrame,  # of text and Code
 ) -> str:
@@ -230,6 +236,7 @@ def folded(
     nav = f'<nav>Contents {" · ".join(contents)}</nav>\n'.replace(': ·', ':') if contents else ''
     return title + nav + ''.join(pieces)
 
+# %% ../nbs/19_report.ipynb #e34cec7e
 def as_html(
     text: str,  # Markdown
     title: str,  # of the page
@@ -251,6 +258,7 @@ def with_pictures(
         return f'src="data:image/png;base64,{data}"'
     return re.sub(r'src="(figures/[\w.-]+\.png)"', inside, page)
 
+# %% ../nbs/19_report.ipynb #ec443487
 def latex_table(
     table: pd.DataFrame,  # of text and Strong
 ) -> str:
@@ -272,6 +280,7 @@ def runs_table(
                     commit=run.versions.get('commit') or '', command=Code(training_command(c)))
     return pd.DataFrame.from_dict({run.title: row(run) for run in runs}, orient='index', dtype=object)
 
+# %% ../nbs/19_report.ipynb #7ff2955a
 def machines(
     runs: list,  # EvaluatedRuns
 ) -> str:

@@ -305,6 +305,7 @@ def nearest_neighbours(
     "The nearest reference of each query, without ever holding all distances."
     return pairwise_distances_argmin_min(queries, references)
 
+# %% ../nbs/14_representation.ipynb #175e8bb5
 def neighbour_votes(
     queries: np.ndarray,  # representations, (M, D)
     references: np.ndarray,  # representations, (N, D)
@@ -316,6 +317,7 @@ def neighbour_votes(
     found = labels[nearest.kneighbors(queries, return_distance=False)]
     return {k: stats.mode(found[:, :k], axis=1).mode for k in counts}
 
+# %% ../nbs/14_representation.ipynb #16896f97
 def agreement(
     labels: np.ndarray,  # classes of the queries, (M,)
     found: np.ndarray,  # classes of their neighbours, (M,)
@@ -335,6 +337,7 @@ def first_of_each_class(
     if images.labels is None: return np.arange(min(most, len(images)))
     return np.sort(np.unique(images.labels.numpy(), return_index=True)[1])[:most]
 
+# %% ../nbs/14_representation.ipynb #dd6804a1
 def neighbour_record(
     codes: tuple,  # representations of training and test images, (N, D) and (M, D)
     data: ImageData,  # queries are its test images, references its training images
@@ -363,6 +366,7 @@ def matched_accuracy(
     counts = contingency_matrix(labels, clusters)
     return float(counts[linear_sum_assignment(-counts)].sum() / len(labels))
 
+# %% ../nbs/14_representation.ipynb #fc725006
 def cluster_scores(
     labels: np.ndarray,  # (N,) classes
     clusters: np.ndarray,  # (N,) cluster numbers
@@ -386,6 +390,7 @@ def component_record(
     return dict(representation=name, method='components', clusters=clusters) | cluster_scores(labels,
         responsibilities.argmax(1))
 
+# %% ../nbs/14_representation.ipynb #12dc5fc9
 def kmeans_record(
     codes: tuple,  # representations of training and test images, (N, D) and (M, D)
     labels: np.ndarray,  # of the test images, (M,)

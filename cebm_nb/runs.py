@@ -119,6 +119,7 @@ class Run:
     @property
     def figures(self) -> list: return sorted((self.folder / 'figures').glob('*.png'))
 
+# %% ../nbs/23_runs.ipynb #15b065cc
 def load_run(folder: str | Path, which: str = 'last', model: nn.Module | None = None) -> Run:
     "A run from its folder, see `Run.load`."
     return Run.load(folder, which, model)
@@ -267,6 +268,7 @@ def machine() -> str:
     threads, gpu = torch.get_num_threads(), [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
     return ', '.join([model, f'{threads} thread{"s" * (threads > 1)}', f'torch {torch.__version__}', *gpu])
 
+# %% ../nbs/23_runs.ipynb #6b14ad55
 def versions() -> dict:
     "What a run was made with."
     return dict(cebm_nb=__version__, commit=source_commit(), torch=torch.__version__, python=platform.python_version(),
@@ -286,6 +288,7 @@ def as_data(
     if type(data).__name__ == 'DataLoader': hint = 'ImageData.from_arrays(loader.dataset)'
     raise UserError(f'data must be a name or an ImageData, got {type(data).__name__}; make one with {hint}')
 
+# %% ../nbs/23_runs.ipynb #08ae87a7
 def trainer_class(model: nn.Module) -> type:
     "The trainer for a model: the one that its class names as `trainer`, or `EnergyTrainer` where it has an `energy`."
     if not isinstance(model, nn.Module): raise UserError(f'model must be a name or an nn.Module, got {model!r}')

@@ -75,6 +75,7 @@ def training_kernel(
     if isinstance(run.model, Energy): settings = replace(settings, reach=float(run.model.reach))
     return SAMPLERS.find(settings.name)(settings)
 
+# %% ../nbs/16_samples.ipynb #495d6cbc
 def ready_to_sample(
     run,  # a trained run of an energy-based model
     device: torch.device,  # where to compute
@@ -133,6 +134,7 @@ class ChainPaths:
     images: dict  # start to images at each of the steps, each (B, C, H, W)
     energies: dict  # start to energies, (B, len(steps))
 
+# %% ../nbs/16_samples.ipynb #52d51164
 def chain_paths(
     run,  # a trained run of an energy-based model
     n: int = 250,  # chains from each start
@@ -226,6 +228,7 @@ class FeatureNet(nn.Module):
         "Logits: (B, C, H, W) -> (B, classes)."
         return self.head(self.features(x))
 
+# %% ../nbs/16_samples.ipynb #0053dc77
 @torch.no_grad()
 def features_of(
     net: nn.Module,  # with `features`
@@ -235,6 +238,7 @@ def features_of(
     device = next(net.parameters()).device
     return torch.cat([net.features(batch.to(device)).cpu() for batch in images.split(500)]).numpy()
 
+# %% ../nbs/16_samples.ipynb #1f5647cc
 @torch.no_grad()
 def classes_of(
     net: FeatureNet,
@@ -275,6 +279,7 @@ def inception_file() -> Path:
     "Where torch-fidelity keeps the weights that it downloads."
     return Path(torch.hub.get_dir()) / 'checkpoints' / 'weights-inception-2015-12-05-6726825d.pth'
 
+# %% ../nbs/16_samples.ipynb #5b6bb520
 class InceptionFeatures(nn.Module):
     "The 2,048 features of the Inception network of torch-fidelity, for images (B, C, H, W) in [-1, 1] of any size."
 
@@ -290,6 +295,7 @@ class InceptionFeatures(nn.Module):
         "(B, C, H, W) -> (B, 2048)."
         return self.net(((x.clamp(-1, 1) + 1) * 127.5).round().byte().expand(-1, 3, -1, -1))[0]
 
+# %% ../nbs/16_samples.ipynb #c3a8dd38
 def inception_features() -> InceptionFeatures | None:
     """The network, or None where torch-fidelity or its weights are not at hand; raises ValueError on a file that holds
     something else."""
@@ -313,6 +319,7 @@ def manifold_figures(
     return dict(precision=float(inside.any(0).mean()), recall=float((between < reach_samples).any(1).mean()),
                 density=float(inside.sum(0).mean() / k), coverage=float(inside.any(1).mean()))
 
+# %% ../nbs/16_samples.ipynb #eba42c5d
 def half_distances(
     features: np.ndarray,  # of samples, (n, D)
     real: np.ndarray,  # of all test images, (N, D)

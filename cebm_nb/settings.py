@@ -28,6 +28,7 @@ def one_line(text) -> str:
     "A text on one line, without what is not printed: a name from a file must not steer a terminal or a page."
     return ' '.join(''.join(c if c.isprintable() else ' ' for c in str(text)).split())
 
+# %% ../nbs/21_settings.ipynb #cb1f7da8
 def check_name(
     kind: str,  # what is named, for the message
     name: str,  # what was given
@@ -39,6 +40,7 @@ def check_name(
     hint = f', did you mean {near[0]!r}?' if near else '.'
     raise UserError(f'unknown {kind} {str(name)!r}{hint} Known: {", ".join(map(str, known)) or "none"}')
 
+# %% ../nbs/21_settings.ipynb #024888c7
 def extra(
     module: str,  # that is asked for
     name: str,  # of the extra that brings it
@@ -93,6 +95,7 @@ def check_types(
         if not isinstance(value, allowed) or isinstance(value, bool) and wanted is not bool:
             raise UserError(f'{f.name} must be {getattr(wanted, "__name__", wanted)}, got {value!r}')
 
+# %% ../nbs/21_settings.ipynb #270d8a34
 def check_numbers(
     settings,  # an object with these fields
     positive: str = '',  # names of fields that must be above zero, or None
@@ -131,6 +134,7 @@ class SamplerSettings:
         "T of the density exp(-E / T) that is drawn from, up to the error of the step."
         return self.noise_std**2 / self.step_size
 
+# %% ../nbs/21_settings.ipynb #f53fa78f
 @dataclass(frozen=True)
 class BufferSettings:
     "Where chains are kept between updates."
@@ -160,6 +164,7 @@ class OptimiserSettings:
         check_numbers(self, 'learning_rate grad_clip', 'warmup', 'beta1 beta2')
         if not 0 <= self.average < 1: raise UserError(f'average must be from 0 to below 1, got {self.average}')
 
+# %% ../nbs/21_settings.ipynb #a62b8615
 @dataclass(frozen=True)
 class AugmentSettings:
     "How an image is changed at random each time that it is learned from."
@@ -184,6 +189,7 @@ class Settings:
         check_types(self)
         check_numbers(self, 'batch_size default_epochs', 'rollbacks')
 
+# %% ../nbs/21_settings.ipynb #ab418742
 @dataclass(frozen=True)
 class EnergySettings(Settings):
     "Settings of CEBM, GMM-CEBM and IGEBM."
@@ -218,6 +224,7 @@ class ViewSettings:
         check_types(self)
         check_numbers(self, 'crop', 'rotation', 'crop brightness')
 
+# %% ../nbs/21_settings.ipynb #46728380
 @dataclass(frozen=True)
 class GuidedSettings(EnergySettings):
     "Settings of a guided CEBM."
@@ -299,6 +306,7 @@ class ModelOptions:
         for name, known in dict(family=FAMILIES, encoder=ENCODERS).items():
             if getattr(self, name, None) is not None: check_name(name, getattr(self, name), list(known))
 
+# %% ../nbs/21_settings.ipynb #03dacd85
 @dataclass(frozen=True)
 class CEBMOptions(ModelOptions):
     "Options of a CEBM."
@@ -312,6 +320,7 @@ class MixtureOptions(CEBMOptions):
     "Options of a GMM-CEBM."
     components: int = 20  # mixture components K
 
+# %% ../nbs/21_settings.ipynb #855de589
 @dataclass(frozen=True)
 class IGEBMOptions(ModelOptions):
     "Options of an IGEBM, whose representation has `latent_dim` numbers."
@@ -327,6 +336,7 @@ class VAEOptions(ModelOptions):
     encoder: str | None = None  # one of ENCODERS; none: the convolutions of the paper
     encoder_options: dict = field(default_factory=dict)  # further arguments of the encoder's class
 
+# %% ../nbs/21_settings.ipynb #329ba9b3
 @dataclass(frozen=True)
 class MixtureVAEOptions(ModelOptions):
     "Options of a GMM-VAE."
@@ -336,6 +346,7 @@ class MixtureVAEOptions(ModelOptions):
     encoder_options: dict = field(default_factory=dict)  # further arguments of the encoder's class
     components: int = 20  # mixture components K
 
+# %% ../nbs/21_settings.ipynb #7cda087d
 @dataclass(frozen=True)
 class BiGANOptions(ModelOptions):
     "Options of a BiGAN."
@@ -357,7 +368,9 @@ class ModelKind:
     options: type = ModelOptions  # a dataclass of the options
     presets: dict = field(default_factory=lambda: energy_presets)  # names to settings; empty: nothing to train
 
+# %% ../nbs/21_settings.ipynb #db49bc00
 MODELS = Registry('model')
+
 MODELS |= {
     'cebm': ModelKind('cebm_nb.zoo:create_cebm', CEBMOptions),
     'gmm-cebm': ModelKind('cebm_nb.zoo:create_cebm', MixtureOptions),
@@ -374,6 +387,7 @@ def trainable_names() -> list:
     "Names of models that can be trained."
     return [name for name, kind in MODELS.items() if kind.presets]
 
+# %% ../nbs/21_settings.ipynb #15bd210d
 def get_settings(
     preset: str = 'cpu',  # paper, cpu or smoke
     model: str = 'cebm',  # the name of the model that they are for
@@ -397,6 +411,7 @@ class Budget:
         given = [f'{name}={value}' for name, value in asdict(self).items() if value is not None]
         if len(given) > 1: raise UserError(f'give one of steps, epochs and minutes, got {" and ".join(given)}')
 
+# %% ../nbs/21_settings.ipynb #41b2807c
 @dataclass(frozen=True)
 class Config:
     "A run: what is trained, on what, how and how long."
@@ -436,6 +451,7 @@ def check_values(
             raise UserError(f'{path} holds a {type(item).__name__}, but only names, numbers, text and lists are read')
     return value
 
+# %% ../nbs/21_settings.ipynb #b1ecc7c5
 def read_file(
     path: str | Path,  # JSON or YAML, of at most 100 kB
 ):
@@ -479,6 +495,7 @@ def recipe_names() -> list:
     "The recipes that come with this package."
     return sorted(path.stem for path in (experiments_folder() / 'recipes').glob('*.yaml'))
 
+# %% ../nbs/21_settings.ipynb #b0689021
 def read_configuration(
     source: str | Path,  # a file, JSON or YAML, or one of `recipe_names`
 ) -> dict:

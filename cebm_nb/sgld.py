@@ -28,6 +28,7 @@ def reflect(
     "Fold the line onto [-reach, reach] by reflection at its ends, in place."
     return x.sub_(reach).remainder_(4 * reach).sub_(2 * reach).abs_().sub_(reach)
 
+# %% ../nbs/03_sgld.ipynb #0e37fe35
 @dataclass(frozen=True)
 class SGLD(SamplerSettings):
     """Stochastic gradient Langevin dynamics, x <- x - (step_size / 2) grad E(x) + noise_std * N(0, I), reflected at
@@ -116,6 +117,7 @@ def begin(self: ReplayBuffer,
     self.drawn = torch.zeros((), dtype=torch.int64)  # chains in all draws so far
     self.ages[self.used:] = -1
 
+# %% ../nbs/03_sgld.ipynb #c43fbd47
 @patch(as_prop=True)
 def used(self: ReplayBuffer) -> int:
     "How many chains are in use, the first ones."

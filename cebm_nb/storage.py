@@ -47,6 +47,7 @@ def write_atomically(
         try: os.fsync(folder)
         finally: os.close(folder)
 
+# %% ../nbs/20_storage.ipynb #f3c29d06
 def write_json(path: Path, value):
     "Write a value as indented JSON, as a whole or not at all; not-a-number is refused."
     text = json.dumps(value, indent=1, allow_nan=False) + '\n'
@@ -57,6 +58,7 @@ def first_line(error: Exception) -> str:
     "The first line of an error's message, or its kind where it has none."
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
+# %% ../nbs/20_storage.ipynb #a2ef6d81
 def check_schema(
     schema,  # a type, such as a TypedDict
     value,  # what was read
@@ -71,6 +73,7 @@ def check_schema(
         raise UserError(f'{path} is damaged: {f"{place}: " * bool(place)}{one_line(wrong["msg"])}') from None
     return value
 
+# %% ../nbs/20_storage.ipynb #e95f8334
 def read_json(path: Path, schema=dict) -> dict:
     "A JSON object from a file; raises FileNotFoundError, or UserError where it is damaged or not of its schema."
     try: found = json.loads(Path(path).read_text())
@@ -104,6 +107,7 @@ def checksum(
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
+# %% ../nbs/20_storage.ipynb #258d9244
 def save_weights(
     path: Path,  # a .safetensors file
     tensors: dict,  # names to tensors
@@ -154,6 +158,7 @@ def check_tensors(
         have, want = (f'{tuple(s[name].shape)} {s[name].dtype}' if name in s else 'none' for s in (tensors, wanted))
         if have != want: raise UserError(f'{path} does not hold this model: {name} should be {want}, it has {have}')
 
+# %% ../nbs/20_storage.ipynb #d611939b
 def load_tensors(
     model: torch.nn.Module,  # whose weights and buffers are set
     tensors: dict,  # its state, by name

@@ -49,6 +49,7 @@ class Row:
     root: str | None = None  # folder with downloaded data
     trial: dict | None = None  # of a search: the name of the study, the number of the trial and the space
 
+# %% ../nbs/27_sweep.ipynb #115491f1
 @dataclass
 class Grid:
     "What a sweep is to run."
@@ -241,6 +242,7 @@ def missing_parts(
     return [part for part in parts if part not in made
             or wanted is not None and made[part] != part_settings(part, **wanted)]
 
+# %% ../nbs/27_sweep.ipynb #35f8daae
 def claim_rows(
     grid: Grid,
 ):
@@ -292,6 +294,7 @@ def left(self: _Sweep, row, which='last') -> tuple:  # parts to evaluate of a ro
     if which == 'best' and not (row.trial and (self.out / row.name / 'best.safetensors').is_file()): return ()
     return tuple(missing_parts(self.out / row.name, self.grid.parts, self.grid.asked, which))
 
+# %% ../nbs/27_sweep.ipynb #6646fe7a
 @patch
 def evaluations(self: _Sweep) -> list:  # tasks, one for all runs of a data set that lack the same parts
     groups = {}
@@ -301,6 +304,7 @@ def evaluations(self: _Sweep) -> list:  # tasks, one for all runs of a data set 
             if parts := self.left(row, which): groups.setdefault((together, which, parts, row.root), []).append(row)
     return [self.evaluation(i, key, rows) for i, (key, rows) in enumerate(groups.items())]
 
+# %% ../nbs/27_sweep.ipynb #d739927b
 @patch
 def evaluation(self: _Sweep, i, key, rows) -> Task:
     (together, which, parts, root), g = key, self.grid
@@ -310,6 +314,7 @@ def evaluation(self: _Sweep, i, key, rows) -> Task:
     parameters = dict(runs=folders, parts=list(parts), which=which, root=root, **g.asked)
     return self.task(f'evaluation-{i}-{together}-{which}', words, ('evaluate', parameters), [row.name for row in rows])
 
+# %% ../nbs/27_sweep.ipynb #a6396d3f
 @patch
 def report(self: _Sweep):  # of the runs that have all parts
     done = [str(self.out / row.name) for row in self.grid.rows if is_trained(self.out / row.name)
@@ -335,6 +340,7 @@ def how_far(
     if budget.get('minutes'): return f"{last.seconds / 60 / budget['minutes']:.0%}"
     return f"{last.step / budget['steps']:.0%}" if budget.get('steps') else f'{last.step:,.0f} updates'
 
+# %% ../nbs/27_sweep.ipynb #7878041d
 @patch
 def watch(self: _Sweep, ended, seconds):  # a line now and then, until the event
     while not ended.wait(seconds):
@@ -358,6 +364,7 @@ def search_table(grid: Grid) -> pd.DataFrame:
     table = pd.DataFrame(found)
     return table if table.empty else table.sort_values(['study', 'score'], ascending=[True, False], ignore_index=True)
 
+# %% ../nbs/27_sweep.ipynb #38981fb1
 def _score(folder, which) -> dict:  # of a trial, the mean accuracy in %; empty where it is not evaluated
     result = _json((folder / 'best' if which == 'best' else folder) / 'eval.json')
     accuracies = {f"{r['labels_per_class']} labels": 100 * r['accuracy_mean'] for r in result.get('few_label', [])
@@ -444,6 +451,7 @@ def sweep(
     for name, wrong in s.failures.items(): tell(f'FAILED {name}: {wrong}. See {Path(grid.out) / "logs"}')
     return s.failures
 
+# %% ../nbs/27_sweep.ipynb #48648cec
 @patch
 def everything(self: _Sweep, on, places):
     def trained(task):

@@ -20,6 +20,7 @@ class Toy:
     sample: Callable  # from (n, generator) to (n, 2)
     log_prob: Callable  # from (n, 2) to (n,), in nats
 
+# %% ../nbs/04_toys.ipynb #7549bed7
 def along(
     curve: Tensor,  # points of a curve, (m, 2)
     spread: float,  # standard deviation of the noise around it

@@ -42,6 +42,7 @@ def energy_gap(
     gap = _mean(energy_samples, counted) - energy_data.mean()
     return gap if counted is None else gap.masked_fill(~counted.any(), math.nan)
 
+# %% ../nbs/05_trainer.ipynb #647116d8
 def contrastive_loss(
     energy_data: Tensor,  # energies of a batch of data, (B,)
     energy_samples: Tensor,  # energies of the chains, (B,)
@@ -115,6 +116,7 @@ def make_optimisers(self: Trainer) -> dict:
     "The optimisers by name; one Adam for all weights."
     return dict(optimiser=self.adam(self.model))
 
+# %% ../nbs/05_trainer.ipynb #aa14bf35
 @patch
 def learn(self: Trainer, x: Tensor, used: float) -> dict:
     "One step on images x, (B, C, H, W), at `used` of the budget; gives measurements as tensors."
@@ -126,6 +128,7 @@ def describe(self: Trainer, row: dict) -> str:
     left_out = ('step', 'seconds', 'learning_rate', 'grad_norm')
     return ', '.join(f"{k.replace('_', ' ')} {v:.3g}" for k, v in row.items() if k not in left_out)
 
+# %% ../nbs/05_trainer.ipynb #36c1ccb4
 @patch
 def refresh_average(self: Trainer): "What a subclass must do to the averaged model before it is used."
 
@@ -180,6 +183,7 @@ def adam(self: Trainer, *parts: nn.Module, factor: float = 1.) -> torch.optim.Ad
 @patch(as_prop=True)
 def steps_per_epoch(self: Trainer) -> int: return len(self.images) // self.settings.batch_size
 
+# %% ../nbs/05_trainer.ipynb #7bc616d2
 @patch
 def batch(self: Trainer) -> Tensor:
     "The next images in [-1, 1], or vectors, of this process: `(B, *in_shape)`."
@@ -220,11 +224,13 @@ def take_step(self: Trainer,
     for group in self.optimisers[name].param_groups: group['lr'] = group['factor'] * self.rate(used)
     self.optimisers[name].step()
 
+# %% ../nbs/05_trainer.ipynb #cad42903
 @patch
 def rate(self: Trainer, used: float) -> float:
     "The learning rate at `used` of the budget."
     return self.settings.optimiser.learning_rate * learning_rate_factor(self.settings, self.step, used)
 
+# %% ../nbs/05_trainer.ipynb #a45b970f
 @patch
 def descend(self: Trainer,
     loss: Tensor,  # a scalar
@@ -270,6 +276,7 @@ def used(self: Trainer, budget: Budget) -> float:
     epochs = budget.epochs or self.settings.default_epochs
     return self.step / (budget.steps or max(1, round(epochs * self.steps_per_epoch)))
 
+# %% ../nbs/05_trainer.ipynb #02e8aed6
 @patch
 def fit(self: Trainer,
     budget: Budget,  # when to stop
@@ -516,6 +523,7 @@ def trouble(self: Trainer,
     "What the last hundred updates say is wrong, in a few words; None when the run is healthy."
     return None
 
+# %% ../nbs/05_trainer.ipynb #6e0da0e1
 @patch
 def trouble(self: EnergyTrainer, tolerance: float = 4.) -> str | None:
     "What the last hundred updates say is wrong, in a few words; None when the run is healthy."
@@ -548,6 +556,7 @@ def milder(self: EnergyTrainer, again: bool) -> dict:
     steps = self.settings.sampler.steps
     return Trainer.milder(self, again) | dict(sampler=dict(steps=max(steps, min(60, math.ceil(1.5 * steps)))))
 
+# %% ../nbs/05_trainer.ipynb #8f004fde
 @patch
 def start_afresh(self: Trainer, seed: int, again: bool):
     "Other noise than before."

@@ -35,6 +35,7 @@ def padding_from(
     "1, or 0 from a single pixel, so that every weight of the kernel is used."
     return int(side > 1)
 
+# %% ../nbs/10_vae.ipynb #792492b2
 def plan_sides(
     side: int,  # of the image
     strides: tuple,  # of the transposed convolutions, first to last
@@ -44,6 +45,7 @@ def plan_sides(
     for s in strides[:0:-1]: sides.insert(0, math.ceil(sides[0] / s))
     return [1, *sides]
 
+# %% ../nbs/10_vae.ipynb #4fe96a92
 def fitting_kernels(
     side: int,  # of the image
     strides: tuple,  # of the transposed convolutions, first to last
@@ -145,6 +147,7 @@ def image(self: VAE, z: Tensor) -> Distribution:
     "p(x | z) over pixels from 0 to 1 as a `torch.distributions` object, batch shape (B,)."
     return self.likelihood(widen(self.decoder(z)))
 
+# %% ../nbs/10_vae.ipynb #29f3c12a
 @patch
 def encode(self: VAE, x: Tensor) -> Tensor:
     "The representation of an image, the mean of q(z | x): `(B, *in_shape)` -> (B, D)."
@@ -157,6 +160,7 @@ def kl(self: VAE, q: Distribution, z: Tensor) -> Tensor:
     try: return kl_divergence(q, self.prior.distribution())
     except NotImplementedError: return q.log_prob(z) - self.prior.log_prob(z)
 
+# %% ../nbs/10_vae.ipynb #85b2d7d2
 @patch
 def elbo_terms(self: VAE, x: Tensor, generator: torch.Generator | None = None) -> tuple:
     "An estimate of E_q[log p(x | z)] from one draw, and KL(q || p(z)): both (B,), in nats."
@@ -165,6 +169,7 @@ def elbo_terms(self: VAE, x: Tensor, generator: torch.Generator | None = None) -
     z = self.prior.family.draw(q, generator)
     return self.image(z).log_prob(pixels), self.kl(q, z)
 
+# %% ../nbs/10_vae.ipynb #4ca28798
 @patch
 def elbo(self: VAE, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     "Evidence lower bound of log p(x), by one draw of z: `(B, *in_shape)` -> (B,), in nats."
@@ -230,11 +235,13 @@ def reconstruct(self: VAE, x: Tensor) -> Tensor:
     "An image through its own representation: `(B, *in_shape)` -> `(B, *in_shape)`."
     return self.decode(self.encode(x))
 
+# %% ../nbs/10_vae.ipynb #0e717f49
 @patch
 def sample(self: VAE, n: int, generator: torch.Generator | None = None) -> Tensor:
     "Mean images of n draws from the prior: -> `(n, *in_shape)`, in [-1, 1]."
     return self.decode(self.prior.sample(n, generator))
 
+# %% ../nbs/10_vae.ipynb #7edd7005
 @patch
 def interpolate(self: VAE,
     start: Tensor,  # an image, (1, *in_shape)

@@ -117,6 +117,7 @@ def check_tracker(tool: str):
     try: importlib.import_module(TRACKERS[check_name('tracker', tool, list(TRACKERS))][0])
     except ImportError: raise UserError(f'{tool} is not installed; pip install {tool}') from None
 
+# %% ../nbs/31_watch.ipynb #897032b0
 class Tracker:
     "A callback that sends settings, numbers and samples of a training to a tool; a resumed run is the same run there."
 
@@ -181,6 +182,7 @@ def draw_state(trainer: Trainer) -> Figure:
     if images is not None: right.imshow(image_grid(images))
     return figure
 
+# %% ../nbs/31_watch.ipynb #24517ba7
 class Panel:
     "A callback that shows curves and samples of a training in a notebook, redrawn in place."
 
@@ -202,6 +204,7 @@ def can_move(model) -> bool:
     seen = hasattr(model, 'decode') or hasattr(model, 'log_factor')
     return seen and bool(family.support.check(torch.tensor([[-8.], [8.]]).repeat(1, family.dim)).all())
 
+# %% ../nbs/31_watch.ipynb #95bcfc72
 @torch.no_grad()
 def moved_latents(model, x: Tensor, dimension: int, values: Tensor) -> Tensor:
     "Images for one latent dimension of an image x, (1, C, H, W), set to each of the values: -> (n, C, H, W)."
@@ -214,6 +217,7 @@ def moved_latents(model, x: Tensor, dimension: int, values: Tensor) -> Tensor:
     kernel = SGLD.from_settings(SamplerSettings(steps=30, reach=float(model.reach)))
     return sample_given_latents(model, kernel, z, x.repeat(len(values), 1, 1, 1), torch.Generator().manual_seed(0))
 
+# %% ../nbs/31_watch.ipynb #a5c61a69
 def draw_image(model, data, codes: np.ndarray, index: int, dimension: int) -> Figure:
     "A test image with its posterior, its neighbours in the training set, and the images of a moved latent dimension."
     x = data.test.to_float(slice(index, index + 1))

@@ -74,6 +74,7 @@ class Task:
     mirror: Mirror = field(default_factory=partial(Mirror, '.'))  # of the folder of the sweep
     needs: tuple = ()  # names in that folder: what the task reads and writes
 
+# %% ../nbs/26_workers.ipynb #02f73558
 def run_end(folder: Path) -> dict:
     "How the run in a folder ended: status, updates and seconds; empty where it has not."
     try: return read_config(folder)['run']['finished'] or {}
@@ -85,6 +86,7 @@ def is_trained(
     "Whether the run in a folder has used up its budget."
     return run_end(folder).get('status') == 'complete'
 
+# %% ../nbs/26_workers.ipynb #8f561992
 def cebm_words(*words) -> list:
     "A command of this package, for the Python that runs now."
     return [sys.executable, '-m', 'cebm_nb.cli', *map(str, words)]

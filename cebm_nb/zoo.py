@@ -57,6 +57,7 @@ def make_encoder(
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise UserError(f'encoder_options do not fit the encoder {kind!r}: {error}') from None
 
+# %% ../nbs/22_zoo.ipynb #bc739fa0
 def make_prior(
     family: str,  # one of FAMILIES
     latent_dim: int,  # latent dimensions D
@@ -82,10 +83,12 @@ def create_guided(in_shape, **options) -> CEBM:
     cebm = create_cebm(in_shape, **options)
     return GuidedCEBM(cebm.encoder, cebm.prior)
 
+# %% ../nbs/22_zoo.ipynb #875b0b06
 def create_igebm(in_shape, latent_dim, encoder, encoder_options) -> IGEBM:
     "An IGEBM whose encoder has twice as many outputs as the representation, as that of a CEBM."
     return IGEBM(make_encoder(in_shape, 2 * latent_dim, encoder, encoder_options), latent_dim)
 
+# %% ../nbs/22_zoo.ipynb #0e4b8931
 baseline_layers = dict(channels=(64, 64, 32, 32), hidden=(128,))  # convolutions of the baselines, Wu et al. 2021
 
 def create_vae(in_shape, latent_dim, family, learn_prior, encoder, encoder_options, components=None) -> nn.Module:
@@ -98,6 +101,7 @@ def create_vae(in_shape, latent_dim, family, learn_prior, encoder, encoder_optio
     prior = make_prior(family, latent_dim, components, learn_prior, **spread)
     return VAE(network, ConvDecoder(latent_dim, in_shape), prior)
 
+# %% ../nbs/22_zoo.ipynb #8652134a
 def create_bigan(in_shape, latent_dim, family, generator, encoder, encoder_options, components=None) -> nn.Module:
     "A BiGAN, or a GMM-BiGAN where components are given; by default with the convolutions of Wu et al. 2021."
     from cebm_nb.bigan import BiGAN, PairDiscriminator, generators
@@ -137,6 +141,7 @@ class Ended(TypedDict):
     updates: NonNegativeInt
     seconds: NonNegativeFloat
 
+# %% ../nbs/22_zoo.ipynb #f6af4fe3
 class RunRecord(TypedDict):
     "What `config.json` keeps under `run`: not what was asked for, but what came of it."
     in_shape: Annotated[list[PositiveInt], Len(1, 3)]
@@ -148,6 +153,7 @@ class RunRecord(TypedDict):
     finished: Ended | None
     processes: NotRequired[PositiveInt]  # that trained together; of older runs it was one
 
+# %% ../nbs/22_zoo.ipynb #f02e4e4a
 class RunConfig(TypedDict):
     "The document `config.json` of a run; `read_document` says what is in it, down to each setting."
     data: str
@@ -176,6 +182,7 @@ def read_config(
         return config | {k: v for k, v in asdict(change(Config(), plain)).items() if k in plain}
     except UserError as error: raise UserError(f'{path} does not describe a run: {error}') from None
 
+# %% ../nbs/22_zoo.ipynb #e7f77949
 def identity(
     config: dict,  # what config.json of a run holds
 ) -> dict:
@@ -205,6 +212,7 @@ def check_unchanged(
     words = ', '.join(f'{k} is {now.get(k)!r}, it was {before.get(k)!r}' for k in different)[:300]
     if different: raise UserError(f'{path} was changed since its weights were made: {words}')
 
+# %% ../nbs/22_zoo.ipynb #52b8a616
 def read_weights(
     folder: Path,  # a run folder
     which: str = 'last',  # 'last', or 'best' for the best along the run by its validation
@@ -229,6 +237,7 @@ def model_config(model: nn.Module) -> dict | None:
     config = getattr(model, 'config', None)
     return config if isinstance(config, dict) and config.get('name') in MODELS else None
 
+# %% ../nbs/22_zoo.ipynb #3ecdd908
 def check_same(
     model: nn.Module,  # the one at hand
     described: dict | None,  # the `model_config` that was written with weights
@@ -240,6 +249,7 @@ def check_same(
     if json.loads(json.dumps(config)) != described:
         raise UserError(f'{path} holds another model: {described}, against {config}')
 
+# %% ../nbs/22_zoo.ipynb #2754dadc
 def model_from_config(
     config: dict,  # what config.json holds
     path: Path,  # the file it comes from, for the message
@@ -258,6 +268,7 @@ def pretrained_names() -> list:
     "The names of the trained models that come with this package, for `load_model`."
     return sorted(path.stem for path in pretrained_folder.glob('*.safetensors'))
 
+# %% ../nbs/22_zoo.ipynb #2800f7aa
 def model_from_file(
     path: Path,  # a .safetensors file that describes its model
 ) -> nn.Module:
@@ -273,6 +284,7 @@ def model_from_file(
     load_tensors(model, tensors, path)
     return model
 
+# %% ../nbs/22_zoo.ipynb #c6e6c94c
 def read_card(
     name: str,  # one of `pretrained_names`, or a file of `pack_model`
 ) -> dict:
@@ -291,6 +303,7 @@ def is_hub_name(name: str) -> bool:
     user, _, model = name.partition('/')
     return bool(re.fullmatch(r'[\w.-]+', user) and re.fullmatch(r'[\w.-]+', model)) and not Path(user).exists()
 
+# %% ../nbs/22_zoo.ipynb #29998636
 def hub_model(name: str) -> nn.Module:
     "A model of the Hugging Face hub; raises UserError without the extra, FileNotFoundError where there is none."
     try: from cebm_nb.hub import HubModel
@@ -303,6 +316,7 @@ def hub_model(name: str) -> nn.Module:
         why = first_line(error)[:200]
         raise FileNotFoundError(f'no run folder {name!r}, and none on the Hugging Face hub: {why}') from None
 
+# %% ../nbs/22_zoo.ipynb #ad388ccc
 def is_hub_folder(folder: Path) -> bool:
     "Whether a folder is what `HubModel.save_pretrained` leaves: its config.json describes a model, not a run."
     path = folder / 'config.json'
