@@ -257,7 +257,8 @@ def conditional_records(
     test, train = data.test.to_float(shuffled(data.test)[:n]), training[:n]
     filled, rows = _filling(chains, test, train, training[n:], name, candidates, guesses)
     cleaned, noise_rows = _cleaning(chains, test, train, name, candidates, noise_std, seed)
-    pictures = {'inpainted': {k: v[:12] for k, v in rows.items()}, 'denoised': {k: v[:12] for k, v in noise_rows.items()}}
+    pictures = {'inpainted': {k: v[:12] for k, v in rows.items()},
+                'denoised': {k: v[:12] for k, v in noise_rows.items()}}
     prior = getattr(run.model, 'prior', None)  # latents that are no real numbers cannot be moved along
     real = prior and prior.family.support.check(torch.full((prior.family.dim,), -0.5)).all()
     if hasattr(run.model, 'log_factor') and real: pictures |= _latent_pictures(chains, test, training, 12)
