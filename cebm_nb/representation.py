@@ -119,11 +119,12 @@ def fit_classifier(
 ) -> tuple:  # the fitted LogisticRegression, and whether it converged
     "Multinomial logistic regression with an L2 penalty, fitted until it converges in float64."
     weights = features.shape[1] * len(np.unique(labels))
-    solver = 'newton-cholesky' if weights <= 2000 and len(features) > 10 * weights else 'lbfgs'
-    classifier = LogisticRegression(C=inverse_penalty, solver=solver, max_iter=max_iter, warm_start=True)
-    if solver == 'lbfgs' and features.size > 10_000_000:
+    newton = weights <= 2000 and len(features) > 10 * weights
+    classifier = LogisticRegression(C=inverse_penalty, max_iter=150 if newton else max_iter, warm_start=True)
+    if features.size > 5_000_000:
         _fitted(classifier, features.astype(np.float32), labels)
         classifier.coef_ = classifier.coef_.astype(np.float64)
+    if newton: classifier.set_params(solver='newton-cholesky')
     for attempt in range(attempts):
         converged = _fitted(classifier.set_params(max_iter=max_iter * 3**attempt), features.astype(np.float64), labels)
         if converged or classifier.n_iter_.max() < classifier.max_iter: break  # more iterations would not help
@@ -270,19 +271,21 @@ def spread_labels(
     graph, records = kneighbors_graph(features, 15), []
     graph = graph.maximum(graph.T)
     for n, seeds, picks in _counts(train_labels, [n for n in labels_per_class if n != 'all'], draws):
-        predicted = []
-        for pick in picks:
-            told = np.full(len(features), -1)
-            told[pick] = train_labels[pick]
-            spread = LabelSpreading(kernel=lambda a, b: graph, alpha=0.99, max_iter=50)
-            with warnings.catch_warnings():
-                warnings.simplefilter('ignore', ConvergenceWarning)  # fifty steps are the method
-                mass = spread.fit(features, told).label_distributions_
-            best = spread.classes_[(mass / mass.sum(0).clip(1e-300)).argmax(1)]
-            predicted.append(np.where(mass.any(1), best, -1)[len(keep):])  # -1: no label has come there
-        records.append(_record(n, seeds, np.stack(predicted), test_labels, read_out='spreading', nll=None, ece=None,
-                               inverse_penalties=None, converged=True))
+        predicted = Parallel(torch.get_num_threads() if len(features) >= 5000 else 1)(
+            delayed(_spread)(graph, pick, train_labels[pick]) for pick in picks)
+        records.append(_record(n, seeds, np.stack(predicted)[:, len(keep):], test_labels, read_out='spreading',
+                               nll=None, ece=None, inverse_penalties=None, converged=True))
     return records
+
+def _spread(graph, pick, labels):  # classes of all images in the graph from those that are labelled
+    told = np.full(graph.shape[0], -1)
+    told[pick] = labels
+    spread = LabelSpreading(kernel=lambda a, b: graph, alpha=0.99, max_iter=50)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', ConvergenceWarning)  # fifty steps are the method
+        mass = spread.fit(told[:, None], told).label_distributions_  # the graph is all that it reads of the images
+    best = spread.classes_[(mass / mass.sum(0).clip(1e-300)).argmax(1)]
+    return np.where(mass.any(1), best, -1)  # -1: no label has come there
 
 # %% ../nbs/14_representation.ipynb #bd287f7b
 def paired_difference(

@@ -22,7 +22,7 @@ from fastcore.basics import patch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .plots import html_image, image_grid
+from .plots import NotebookFigure, html_image, image_grid
 from .report import flat
 from .samples import generated_images
 from .settings import SamplerSettings, UserError, check_name, extra, one_line
@@ -173,7 +173,7 @@ def draw_state(trainer: Trainer) -> Figure:
     rows, images = pd.DataFrame(trainer.rows), snapshot(trainer)
     left_out = ('step', 'seconds', 'learning_rate', 'grad_norm', 'waiting', 'loss')
     names = [c for c in rows.columns if c not in left_out] or ['loss']
-    figure = Figure(figsize=(9, 3), layout='constrained')
+    figure = NotebookFigure(figsize=(9, 3), layout='constrained')
     left, right = figure.subplots(1, 2, width_ratios=(2, 1))
     for name in names if len(rows) else (): left.plot(rows.step, rows[name], label=name.replace('_', ' '))
     left.set(xlabel='update', title=f'update {trainer.step}, {trainer.seconds:.0f} s')
@@ -228,7 +228,7 @@ def draw_image(model, data, codes: np.ndarray, index: int, dimension: int) -> Fi
     if can_move(model):
         rows.append(moved_latents(model, x, dimension, torch.linspace(-8, 8, 10)))
         title += f'; below, latent dimension {dimension} from -8 to 8'
-    figure = Figure(figsize=(8, 3.4), layout='constrained')
+    figure = NotebookFigure(figsize=(8, 3.4), layout='constrained')
     top, bottom = figure.subplots(2, 1)
     top.imshow(image_grid(torch.cat(rows), 10))
     top.set_title(title)
