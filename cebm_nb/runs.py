@@ -120,7 +120,11 @@ class Run:
     def figures(self) -> list: return sorted((self.folder / 'figures').glob('*.png'))
 
 # %% ../nbs/23_runs.ipynb #15b065cc
-def load_run(folder: str | Path, which: str = 'last', model: nn.Module | None = None) -> Run:
+def load_run(
+    folder: str | Path,  # a run folder
+    which: str = 'last',  # 'last', or 'best' for the best model along the run
+    model: nn.Module | None = None,  # of a run with a model of your own: one of the same architecture
+) -> Run:
     "A run from its folder, see `Run.load`."
     return Run.load(folder, which, model)
 
