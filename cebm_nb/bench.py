@@ -19,15 +19,15 @@ from functools import partial
 from pathlib import Path
 from typing import Callable
 
-import matplotlib.pyplot as plt
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .data import ImageData, ImageSet
 from .fast import FrozenEnergy, channels_last, frozen, mixed_precision, native_precisions, pick_device
-from .plots import save_figure
+from .plots import NotebookFigure, save_figure
 from .runs import machine
 from .settings import UserError, check_name, get_settings
 from .sgld import SGLD
@@ -231,9 +231,10 @@ def bench_growth(
 # %% ../nbs/25_bench.ipynb #d53268c8
 def plot_growth(
     growth: dict,  # names of what grows to records of `bench_growth`
-) -> plt.Figure:
+) -> Figure:
     "Milliseconds for a step of 100 images against what grows."
-    fig, axes = plt.subplots(1, len(growth), figsize=(2.6 * len(growth), 2.6), layout='constrained', squeeze=False)
+    fig = NotebookFigure((2.6 * len(growth), 2.6), layout='constrained')
+    axes = fig.subplots(1, len(growth), squeeze=False)
     for ax, (what, records) in zip(axes[0], growth.items()):
         for name in [n for n in ('plain', 'float32', 'bfloat16') if n in records[0]]:
             ax.semilogx([r[what] for r in records], [r[name] for r in records], marker='o', ms=3, label=name)

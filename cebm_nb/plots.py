@@ -31,6 +31,12 @@ from .storage import write_atomically
 class NotebookFigure(Figure):
     "A figure that a notebook shows by itself, with or without pyplot."
 
+    def __init__(self,
+        figsize: tuple,  # (width, height) in inches
+        **options,  # of matplotlib's `Figure`
+    ):
+        super().__init__(figsize, **options)
+
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
         self.savefig(buffer, format='png')

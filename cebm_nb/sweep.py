@@ -19,14 +19,15 @@ from itertools import chain, islice, product
 from pathlib import Path
 from typing import Callable
 
-import matplotlib.pyplot as plt
 import pandas as pd
 import yaml
 from fastcore.basics import patch
+from matplotlib.figure import Figure
 
 from .data import check_data_name, file_name
 from .evaluation import Evaluation, evaluation_parts, part_settings
 from .fast import parse_device
+from .plots import NotebookFigure
 from .report import training_command
 from .settings import (Budget, Config, UserError, check_name, experiments_folder, extra, one_line, read_document,
                               read_file)
@@ -408,9 +409,10 @@ def _position(values, value):  # in the list; a table has not-a-number for none
 def plot_search(
     trials: pd.DataFrame,  # of one study, as `search_table` gives them
     space: dict,  # what was varied, to its ranges
-) -> plt.Figure:
+) -> Figure:
     "The score of each trial over each setting; the ring is the trial with the settings as they stand."
-    figure, axes = plt.subplots(1, len(space), figsize=(2.2 * len(space) + 0.6, 2.4), sharey=True, squeeze=False)
+    figure = NotebookFigure((2.2 * len(space) + 0.6, 2.4))
+    axes = figure.subplots(1, len(space), sharey=True, squeeze=False)
     first = trials[trials.trial == 0]
     for axis, (name, values) in zip(axes[0], space.items()):
         place = trials[name] if isinstance(values, dict) else trials[name].map(lambda value: _position(values, value))

@@ -349,5 +349,5 @@ def test_an_evaluation_that_cannot_be_read_is_set_aside_and_made_anew(run):
 # Everything else
 
 def test_mutations_of_every_text_file():
-    done = subprocess.run([sys.executable, HERE / 'fuzz.py', os.environ.get('CEBM_FUZZ', '300')], capture_output=True, text=True, timeout=3000)
+    done = subprocess.run([sys.executable, HERE / 'fuzz.py', os.environ.get('CEBM_FUZZ', '150')], capture_output=True, text=True, timeout=3000)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
