@@ -45,6 +45,7 @@ class Eval:
     draws: int = 10  # random draws of labelled images
     ood_images: int | None = 2000  # images in each set of the detection; none: all
     ood_noise: float = 0.  # standard deviation of the noise added to them; 0.03 in Wu et al.
+    outside: str = ''  # OOD sets, with commas: folder:PATH, npz:FILE or names; by default those here of the same shape
     floors: bool = True  # pixels, their components, gradients and the untrained network beside the model
     root: str | None = None  # folder with downloaded data
     which: Literal['last', 'best'] = 'last'  # best: the model that was best along the run
@@ -330,7 +331,7 @@ def _eval_run(run, o, parts, labels, sets, shared):
     def tell(part, seconds): print(f'  {part}: {seconds:.0f} s', flush=True)
     result = evaluate(run, sets[name], draws=o.draws, device=o.device, parts=parts, labels=labels, on=o.on,
                       ood_images=o.ood_images, ood_noise=o.ood_noise, with_floors=o.floors, folder=folder,
-                      root=o.root, shared=shared[name], tell=tell)
+                      outside=tuple(filter(None, o.outside.split(','))), root=o.root, shared=shared[name], tell=tell)
     _print_evaluation(result, parts)
     print(f'\nWritten: {folder / "eval.json"}')
 

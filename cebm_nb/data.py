@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['debian_fashion_mnist', 'image_extensions', 'ImageSet', 'split_by_content', 'ImageData', 'digits', 'mnist_5k',
            'random_patches', 'digits_m', 'fashion_mnist', 'mnist', 'emnist_digits', 'cifar10', 'svhn', 'svhn_extra',
-           'dtd', 'load_folder', 'load_npz', 'load_hub', 'data_folder', 'check_data_name', 'file_name', 'load_data']
+           'dtd', 'load_folder', 'load_npz', 'load_hub', 'data_folder', 'check_data_name', 'file_name', 'load_data',
+           'load_images']
 
 # %% ../nbs/07_data.ipynb #90435013
 import gzip
@@ -513,16 +514,18 @@ def _read_part(folder: Path, size, skipped: list) -> tuple:  # images, and the n
 _part_names = dict(train='train', training='train', val='valid', valid='valid', validation='valid', test='test',
                    testing='test')
 
+def _parts_of(path: Path) -> dict:  # names of parts to their folders
+    if not path.is_dir(): raise FileNotFoundError(f'no folder {str(path)!r} with images')
+    named = {_part_names[p.name.lower()]: p for p in path.iterdir() if p.is_dir() and p.name.lower() in _part_names}
+    return named if 'train' in named and len(named) > 1 else {'train': path}
+
 def load_folder(
     path: Path,
     size: int | None = None,  # crop and scale to this many pixels a side
 ) -> ImageData:
     """A folder of images as a data set; raises FileNotFoundError, or ValueError on images that cannot be read or do not
     fit."""
-    if not path.is_dir(): raise FileNotFoundError(f'no folder {str(path)!r} with images')
-    skipped, named = [], {_part_names[p.name.lower()]: p for p in path.iterdir() if p.is_dir()
-                          and p.name.lower() in _part_names}
-    parts = named if 'train' in named and len(named) > 1 else {'train': path}
+    skipped, parts = [], _parts_of(path)
     read = {part: _read_part(folder, size, skipped) for part, folder in parts.items()}
     classes = {part: set(labels) if labels else None for part, (_, labels) in read.items()}
     if any(c != classes['train'] for c in classes.values()):
@@ -541,24 +544,28 @@ def note(self: ImageData) -> str:
     return f'{self!r}; skipped {counts}, listed in `skipped`' if kinds else repr(self)
 
 # %% ../nbs/07_data.ipynb #171b8839
+_npz_keys = [f'{part}_{what}' for part in ('train', 'test', 'val') for what in ('images', 'labels')]
+
+def _read_npz(path: Path, size, needed: tuple) -> dict:  # arrays, if it has some of those that are needed
+    if not path.is_file(): raise FileNotFoundError(f'no file {str(path)!r}')
+    try:
+        with np.load(path, allow_pickle=False) as file: arrays = {key: file[key] for key in file.files}
+    except Exception as error:  # a damaged archive has many ways to say so
+        raise UserError(f'{path} cannot be read as numpy arrays: {type(error).__name__} {error}') from None
+    if not set(needed) & set(arrays):
+        raise UserError(f'{path} must have {" or ".join(needed)}, it has {", ".join(arrays) or "nothing"}')
+    for key in (k for k in _npz_keys if size and k.endswith('images') and k in arrays):
+        arrays[key] = np.stack([_fit(np.squeeze(a), size) for a in arrays[key]])
+    return arrays
+
 def load_npz(
     path: Path,
     size: int | None = None,  # crop and scale to this many pixels a side
 ) -> ImageData:
     """A data set from an .npz file; raises FileNotFoundError, or ValueError on files that are damaged or have other
     keys."""
-    if not path.is_file(): raise FileNotFoundError(f'no file {str(path)!r}')
-    try:
-        with np.load(path, allow_pickle=False) as file: arrays = {key: file[key] for key in file.files}
-    except Exception as error:  # a damaged archive has many ways to say so
-        raise UserError(f'{path} cannot be read as numpy arrays: {type(error).__name__} {error}') from None
-    keys = [f'{part}_{what}' for part in ('train', 'test', 'val') for what in ('images', 'labels')]
-    if 'train_images' not in arrays:
-        raise UserError(f'{path} must have some of {", ".join(keys)}, it has {", ".join(arrays) or "nothing"}')
-    if size:
-        for key in (k for k in keys if k.endswith('images') and k in arrays):
-            arrays[key] = np.stack([_fit(np.squeeze(a), size) for a in arrays[key]])
-    return ImageData.from_arrays(*[arrays.get(key) for key in keys], name=f'npz:{path}')
+    arrays = _read_npz(path, size, ('train_images',))
+    return ImageData.from_arrays(*[arrays.get(key) for key in _npz_keys], name=f'npz:{path}')
 
 # %% ../nbs/07_data.ipynb #03670351
 def _column(given, features, kind, needed):  # the name of the column of a type, given or the only one
@@ -639,3 +646,21 @@ def load_data(
 
 def _root(name):  # embedded sets need no folder
     return None if name in ('digits', 'mnist-5k', 'digits-m') else data_folder()
+
+# %% ../nbs/07_data.ipynb #b67ec1f0
+def load_images(
+    name: str,  # one of DATA_SETS, 'folder:PATH', 'npz:FILE', 'hf:NAME'
+    in_shape: tuple,  # (channels, height, width) that they must have; files are cropped and scaled to it
+    root: str | Path | None = None,  # where downloads are kept
+) -> ImageSet:
+    "The test part of a data set where it has one, else all of it; raises as `load_data`, and on another shape."
+    kind, _, path = check_data_name(name := str(name)).partition(':')
+    size, path = in_shape[-1] if path and len(in_shape) == 3 else None, Path(path).expanduser()
+    if kind == 'npz':
+        arrays = _read_npz(path, size, ('test_images', 'train_images'))
+        images = ImageSet.from_array(arrays.get('test_images', arrays.get('train_images')))
+    elif kind == 'folder' and len(_parts_of(path)) == 1: images = ImageSet.from_array(_read_part(path, size, [])[0])
+    else: images = load_data(name, root, size).test
+    if (shape := tuple(images.images.shape[1:])) != tuple(in_shape):
+        raise UserError(f'{name} must hold images of shape {tuple(in_shape)}, it has {shape}')
+    return images

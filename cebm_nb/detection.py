@@ -143,6 +143,7 @@ def outlier_sets(
     most: int = 2000,  # images in a set
     root: str | Path | None = None,  # folder with downloaded data
     seed: int = 0,  # of the made ones, and of the choice from larger sets
+    real: dict | None = None,  # names to ImageSets of another kind; `real_ood_sets` by default
 ) -> dict:  # names to ImageSets, the first one, 'test', being the test images themselves
     "Sets of images to tell from the test images, and those, no larger than `most`."
     def some(images):
@@ -156,7 +157,9 @@ def outlier_sets(
     if data.in_shape == (3, 32, 32):
         sets['photographs'] = ImageSet.from_array(random_patches(len(test), part='test', seed=seed
             + 1))  # seed 0 made digits-m
-    return sets | {name: some(images) for name, images in real_ood_sets(data, root).items()}
+    real = real_ood_sets(data, root) if real is None else real
+    if twice := sets.keys() & real.keys(): raise UserError(f'a set has the name {min(twice)!r} already; give yours another')
+    return sets | {name: some(images) for name, images in real.items()}
 
 # %% ../nbs/15_detection.ipynb #69339d7d
 def _weighted_figures(scores, inside, weights):  # scores (N,), whether inside (N,), weights (R, N) -> (R, 3)

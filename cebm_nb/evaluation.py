@@ -29,7 +29,7 @@ from torch import nn
 from typing_extensions import NotRequired, TypedDict
 
 from .conditional import conditional_records, traversal_values
-from .data import ImageData
+from .data import ImageData, file_name, load_images
 from .detection import (choose_score, complexity, detection_records, detection_scores, ood_names,
                                outlier_sets)
 from .fast import contiguous, exact_convolutions, pick_device
@@ -65,6 +65,7 @@ class Subject:
     shared: dict = field(default_factory=dict)  # what does not depend on the model, for the next one on the same data
     key: tuple = ()  # which data that is
     own: dict = field(default_factory=dict)  # representations by the model
+    outside: dict = field(default_factory=dict)  # OOD sets by the names they were loaded by; none: those at hand
 
     def once(self, key, make: Callable):
         "What `make()` gives, computed once for all models that share `shared`; of an untrained network, once for each."
@@ -338,8 +339,10 @@ class Detection(Part):
     def run(self, s: Subject) -> PartResult:
         "By every score that the model has; the floors first."
         s.needs('encode', 'energy', images=True)
-        sets = s.once(('outliers', s.ood_images), lambda: outlier_sets(s.data, s.ood_images, root=s.root))
-        floor = s.once(('ood', s.ood_images, s.ood_noise), lambda: self.floor(s, sets)) if s.floors else []
+        what = s.ood_images, *s.outside
+        real = {file_name(name): images for name, images in s.outside.items()} or None
+        sets = s.once(('outliers', *what), lambda: outlier_sets(s.data, s.ood_images, root=s.root, real=real))
+        floor = s.once(('ood', s.ood_noise, *what), lambda: self.floor(s, sets)) if s.floors else []
         scores = detection_scores(s.model, s.data, sets, device=s.device, noise=s.ood_noise)
         records, problems = detection_records(scores, s.name)
         chosen = choose_score(s.model, s.data, device=s.device)[0] if len(s.data.train) > 1 else None
@@ -348,7 +351,7 @@ class Detection(Part):
         records = [r | about(r) for r in floor + records]
         bad = {name for name in scores if any(problem.startswith(f'{name} of') for problem in problems)}
         finite = {name: of for name, of in scores.items() if name not in bad}
-        absent = [name for name in ood_names(s.data) if name not in sets]
+        absent = [name for name in ood_names(s.data) if not real and name not in sets]
         notes = problems + ([f'not run against {", ".join(absent)}, whose files are not here'] if absent else [])
         return PartResult(records, {'ood': plot_scores(finite)} if finite else {}, notes)
 
@@ -625,10 +628,11 @@ def part_settings(
     ood_images: int | None = 2000,
     ood_noise: float = 0.,
     with_floors: bool = True,
+    outside: tuple = (),
 ) -> dict:
     "The settings of an evaluation that can change the records of a part."
     of = {'few-label': dict(labels=','.join(map(str, labels)), draws=draws),
-          'ood': dict(images=ood_images, noise=ood_noise)}
+          'ood': dict(images=ood_images, noise=ood_noise) | (dict(outside=','.join(outside)) if outside else {})}
     return of.get(part, {}) | ({} if with_floors else dict(floors='none'))
 
 def _stamp(s, on, data):  # what all parts of one evaluation share
@@ -661,7 +665,8 @@ def measured(
     for part in parts:
         started = time.monotonic()
         found = _run_part(part, s)
-        settings = part_settings(part, s.labels, s.draws, s.ood_images, s.ood_noise, s.with_floors)
+        settings = part_settings(part, s.labels, s.draws, s.ood_images, s.ood_noise, s.with_floors,
+                                 tuple(s.outside))
         yield part, found, dict(seconds=round(time.monotonic() - started, 1), commit=commit, settings=settings)
 
 def _add(result, run, part, found, made):  # what one part found, in place of what was there of it
@@ -715,6 +720,11 @@ def _check_evaluation(model, data, draws, labels):  # raises UserError on what c
     if shape and tuple(shape) != data.in_shape:
         raise UserError(f'the model is for images of shape {tuple(shape)}, {data.name} has {data.in_shape}')
 
+def _outside(names, data, root) -> dict:  # OOD sets; tables call them by the last part of their names
+    if len({file_name(name) for name in names}) < len(names):
+        raise UserError(f'two of {", ".join(names)} have the same last part; rename one')
+    return {name: load_images(name, data.in_shape, root) for name in names}
+
 # %% ../nbs/18_evaluation.ipynb #f5cd87ec
 def evaluate(
     model,  # a trained model, see `Encodes` and `EnergyModel`, or a `Run` with one
@@ -729,6 +739,7 @@ def evaluate(
     on: str | None = None,  # 'test', or 'valid' for choices; None: 'valid' where the data set is named .../validation
     folder: str | Path | None = None,  # where eval.json and figures go; earlier parts of the same model and data stay
     root: str | Path | None = None,  # folder with downloaded data, for OOD sets
+    outside: tuple = (),  # OOD sets, see `load_images`; by default those of the same shape whose files are here
     with_floors: bool = True,  # measure pixels, their components, gradients and the untrained network beside it
     shared: dict | None = None,  # pass the same dict for several models on one data set: floors are computed once
     tell: Callable | None = None,  # called with (part, seconds) after each part
@@ -736,14 +747,16 @@ def evaluate(
     """Evaluate a model on images it has not seen, with the pixels beside it; raises ValueError on unknown parts and
     other shapes."""
     run, model = (model, model.model) if hasattr(model, 'folder') else (None, model)
-    labels = tuple(labels) if isinstance(labels, (tuple, list)) else (labels,)
+    labels, outside = (tuple(v) if isinstance(v, (tuple, list)) else (v,) for v in (labels, outside))
     _check_evaluation(model, data, draws, labels)
     parts = [check_name('part', part, evaluation_parts) for part in (evaluation_parts if parts is None else parts)]
     on = check_name('part of the data', on or ('valid' if data.name.endswith('/validation') else 'test'),
                     list(data.parts))
     name = name or (run.name if run else type(model).__name__)
+    sets = _outside(outside if 'ood' in parts else (), data, root)
     subject = Subject(model, replace(data, test=data.parts[on], valid=None), name, run, labels, draws, ood_images,
-                      ood_noise, with_floors, root, device, {} if shared is None else shared, (data.fingerprint, on))
+                      ood_noise, with_floors, root, device, {} if shared is None else shared, (data.fingerprint, on),
+                      outside=sets)
     kept, stamp = EvaluationFolder(folder) if folder else None, _stamp(subject, on, data)
     result = stamp | {part_key(part): [] for part in PARTS} | dict(skipped=[], made={})
     with write_lock(folder, 'eval') if kept else nullcontext(), exact_convolutions(pick_device(device)):

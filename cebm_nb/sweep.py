@@ -61,12 +61,13 @@ class Grid:
     draws: int = 10  # of labelled images
     labels: list = field(default_factory=lambda: [1, 10, 100, 'all'])  # a class, in the part few-label
     floors: bool = True  # measure pixels, gradients and untrained networks, too
+    outside: list = field(default_factory=list)  # OOD sets, see `load_images`; by default those of the same shape
     url: str = ''  # what `out` is a copy of, see `Mirror`
 
     @property
     def asked(self) -> dict:
         "The settings of its evaluation."
-        return dict(draws=self.draws, labels=self.labels, with_floors=self.floors)
+        return dict(draws=self.draws, labels=self.labels, with_floors=self.floors, outside=self.outside)
 
 # %% ../nbs/27_sweep.ipynb #c8718df4
 def _varied(vary) -> tuple:  # names, and their lists of values
@@ -130,7 +131,8 @@ def read_grid(
     try:
         if not isinstance(found, dict) or not isinstance(found.get('grids'), list):
             raise UserError('it must have a list named grids')
-        for word in found: check_name('word', word, ['grids', 'out', 'title', 'parts', 'draws', 'labels', 'floors'])
+        for word in found: check_name('word', word, ['grids', 'out', 'title', 'parts', 'draws', 'labels', 'floors',
+                                                   'outside'])
         rows = list(islice(chain.from_iterable(map(_rows, found.pop('grids'))), 10_001))
         if len(rows) > 10_000: raise UserError('a grid may have 10,000 rows, it has more')
         grid = Grid(rows, **dict(out=f'runs/{path.stem}') | found)
@@ -143,6 +145,8 @@ def read_grid(
         if not isinstance(grid.draws, int) or grid.draws < 1:
             raise UserError(f'draws must be at least 1, got {grid.draws}')
         if not isinstance(grid.floors, bool): raise UserError(f'floors must be true or false, got {grid.floors!r}')
+        if not isinstance(grid.outside, list): raise UserError(f'outside must be a list, got {grid.outside!r}')
+        for name in grid.outside: check_data_name(name)
         if not isinstance(grid.labels, list) or not all(n == 'all' or type(n) is int and n > 0 for n in grid.labels):
             raise UserError(f"labels must be a list of positive numbers and 'all', got {grid.labels!r}")
         if twice := sorted(name for name, n in Counter(row.name for row in rows).items() if n > 1):
@@ -311,7 +315,8 @@ def evaluation(self: _Sweep, i, key, rows) -> Task:
     (together, which, parts, root), g = key, self.grid
     folders, root, labels = [str(self.out / row.name) for row in rows], root or self.root, ','.join(map(str, g.labels))
     words = cebm_words('eval', *folders, '--only', ','.join(parts), '--draws', g.draws, '--labels', labels, '--which',
-                       which, '--floors' if g.floors else '--no-floors', *(['--root', root] if root else []))
+                       which, '--floors' if g.floors else '--no-floors', *(['--root', root] if root else []),
+                       *(['--outside', ','.join(g.outside)] if g.outside else []))
     parameters = dict(runs=folders, parts=list(parts), which=which, root=root, **g.asked)
     return self.task(f'evaluation-{i}-{together}-{which}', words, ('evaluate', parameters), [row.name for row in rows])
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from scipy.linalg import sqrtm
+from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 from commands import SMALL, call, start
@@ -25,6 +26,7 @@ from cebm_nb.zoo import create_model
 from cebm_nb.representation import balanced_draw, nearest_neighbours, spread_labels
 from cebm_nb.samples import chain_diagnostics, frechet_distance
 from cebm_nb.storage import load_weights, save_weights
+from cebm_nb.sweep import missing_parts
 
 rng = np.random.default_rng(0)
 
@@ -294,3 +296,22 @@ def test_a_class_that_only_training_images_have():
     few = replace(data, test=data.test.subset(data.test.labels < 2))
     result = evaluate(create_model('cebm', data.in_shape, latent_dim=2), few, 'own', parts=['neighbours'])
     assert {len(r['confusion']) for r in result['neighbours']} == {10}
+
+
+def test_images_of_ones_own_are_told_from_the_test_images(folder, tmp_path):
+    images, labels = load_digits(return_X_y=True)
+    np.savez(tmp_path / 'turned.npz', test_images=np.rot90(images.reshape(-1, 8, 8), axes=(1, 2))[:50].astype(np.uint8) * 15)
+    for i in range(9): Image.fromarray(np.full((30, 40), 25 * i, np.uint8)).save(tmp_path / f'grey-{i}.png')
+    outside = f'npz:{tmp_path}/turned.npz,folder:{tmp_path}'
+    status, _, err = call(folder, 'eval', 'cebm', '--only', 'ood', '--outside', outside, '--no-floors')
+    assert status == 0, err
+    result = json.loads((folder / 'cebm' / 'eval.json').read_text())
+    sizes = {r['outside']: r['outside_images'] for r in result['ood']}
+    assert sizes.keys() == {'constant', 'noise', 'flipped', 'turned', tmp_path.name} and (sizes['turned'], sizes[tmp_path.name]) == (50, 9)
+    assert result['made']['ood']['settings']['outside'] == outside
+    assert missing_parts(folder / 'cebm', ['ood'], dict(with_floors=False, outside=outside.split(','))) == []
+    assert missing_parts(folder / 'cebm', ['ood'], dict(with_floors=False)) == ['ood']
+    for wrong, words in ((f'npz:{tmp_path}/nothing.npz', 'no file'), ('fashion-mnist', 'must hold images of shape (1, 8, 8)'),
+                         (f'{outside},npz:{tmp_path}/other/turned.npz', 'same last part'), ('digit', 'did you mean')):
+        status, _, err = call(folder, 'eval', 'cebm', '--only', 'ood', '--outside', wrong)
+        assert status == 2 and words in err and len(err.splitlines()) == 1, err
