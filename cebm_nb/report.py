@@ -59,6 +59,7 @@ class EvaluatedRun:
     config: dict  # what config.json holds
     result: dict  # what eval.json holds
     title: str = ''  # what to call it in the report
+    weights: int = 0  # how many numbers the model holds
 
     @property
     def name(self) -> str:
@@ -90,7 +91,7 @@ def read_run(folder: Path) -> EvaluatedRun:
         raise UserError(f'{path} is of other images than those that {config["data"]} had in training')
     if result['weights'] != checksum(tensors)[:16]:
         raise UserError(f'{path} is of other weights than the run has; {again}')
-    return EvaluatedRun(folder, config, result)
+    return EvaluatedRun(folder, config, result, weights=sum(tensor.numel() for tensor in tensors.values()))
 
 # %% ../nbs/19_report.ipynb #caf57708
 def without_evaluation(
@@ -382,6 +383,7 @@ def headline_table(
              for name, table in rows.items()}
     cells |= {f'floor: {who}': {c: cell(table, c) for c in columns} for who, table in floors.items() if table.size}
     table = pd.DataFrame.from_dict(cells, orient='index', columns=columns, dtype=object)
+    table.insert(0, 'weights', [f'{groups[name][0].weights:,}' if name in groups else '' for name in table.index])
     quoted = published_table(runs[0].result['data'])
     return pd.concat([table, *[quoted] * bool(len(quoted))]).fillna('')
 
