@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['debian_fashion_mnist', 'image_extensions', 'ImageSet', 'split_by_content', 'ImageData', 'digits', 'mnist_5k',
            'random_patches', 'digits_m', 'fashion_mnist', 'mnist', 'emnist_digits', 'cifar10', 'svhn', 'svhn_extra',
-           'dtd', 'load_folder', 'load_npz', 'load_hub', 'data_folder', 'check_data_name', 'file_name', 'load_data',
-           'load_images']
+           'dtd', 'load_folder', 'cifar10_jpeg', 'load_npz', 'load_hub', 'data_folder', 'check_data_name', 'file_name',
+           'load_data', 'load_images']
 
 # %% ../nbs/07_data.ipynb #90435013
 import gzip
@@ -534,6 +534,15 @@ def load_folder(
     def part(name): return read.get(name, (None, None))
     data = ImageData.from_arrays(*part('train'), *part('test'), *part('valid'), name=f'folder:{path}')
     return replace(data, skipped=skipped)
+
+# %% ../nbs/07_data.ipynb #21721f8b
+def cifar10_jpeg(root, download) -> ImageData:
+    "CIFAR-10 as JPEG files that are there already, 32x32x3."
+    folder = root / 'cifar10-jpeg'
+    if not (folder / 'train').is_dir() or not (folder / 'test').is_dir():
+        raise FileNotFoundError(f'cifar10-jpeg is not in {str(root)!r}; put train/CLASS/*.jpg and test/CLASS/*.jpg into '
+                                f'{str(folder)!r}, it is not downloaded')
+    return replace(load_folder(folder), name='cifar10-jpeg')
 
 # %% ../nbs/07_data.ipynb #34c97cf6
 @patch(as_prop=True)

@@ -120,7 +120,7 @@ def ood_names(
     data: ImageData,  # the in-distribution data
 ) -> list:
     "Data sets of the same shape and another kind."
-    name = data.name.split('/')[0].removesuffix('-extra')
+    name = data.name.split('/')[0].removesuffix('-extra').removesuffix('-jpeg')
     return [other for other in _by_shape.get(data.in_shape, []) if other != name
             and not (other in _digits and name in _digits)]
 

@@ -43,13 +43,17 @@ published = {  # accuracy in %, Wu et al. 2021, https://arxiv.org/abs/2106.13798
              'IGEBM': (10, 16, 35, 49), 'CEBM': (12, 25, 48, 70), 'GMM-CEBM': (10, 17, 39, 60)},
 }
 
+def _published(data):  # names of rows to accuracies; those of the original where the images are a variant of it
+    original = {'svhn-extra': 'svhn', 'cifar10-jpeg': 'cifar10'}.get(data, data)
+    other = ' (CIFAR-10)' if data == 'cifar10-jpeg' else ''
+    return {f'{name}, published{other}': values for name, values in published.get(original, {}).items()}
+
 def published_table(
     data: str,  # the name of a data set
 ) -> pd.DataFrame:  # empty where nothing was published
     "The paper's few-label accuracies on a data set, in per cent."
-    rows = published.get('svhn' if data == 'svhn-extra' else data, {})
-    return pd.DataFrame([[str(v) for v in values] for values in rows.values()],
-                        [f'{name}, published' for name in rows], list(published_labels))
+    rows = [[str(v) for v in values] for values in _published(data).values()]
+    return pd.DataFrame(rows, list(_published(data)), list(published_labels))
 
 # %% ../nbs/19_report.ipynb #c00a94a5
 @dataclass
@@ -304,8 +308,8 @@ def records_table(
     rows = [about(run) | {k: v for k, v in r.items() if not isinstance(v, (list, dict))} for run in runs
             for r in run.result[part_key(part)]]
     for data in dict.fromkeys(run.result['data'] for run in runs if part == 'few-label'):
-        for name, values in published.get('svhn' if data == 'svhn-extra' else data, {}).items():
-            rows += [dict(data=data, model=name, representation=f'{name}, published', labels_per_class=n,
+        for name, values in _published(data).items():
+            rows += [dict(data=data, model=name.split(',')[0], representation=name, labels_per_class=n,
                           accuracy_mean=v / 100) for n, v in zip(published_labels, values)]
     return pd.DataFrame(rows)
 
@@ -493,7 +497,8 @@ def _section(runs, out, root, with_pictures):
     images = f'{first["train_images"]:,} training and {first["test_images"]:,} {first["on"]} images'
     groups = {run.title: name for name, same in group_seeds(runs).items() for run in same}
     told = notes + [f'{run.title}: {sentence}' for run in runs for sentence in run.result['skipped']]
-    lines = [f'## {as_text(data)}', f'{images}. {headline_sentence(merged["few_label"], groups)}',
+    title = 'CIFAR-10 (JPEG)' if data == 'cifar10-jpeg' else as_text(data)
+    lines = [f'## {title}', f'{images}. {headline_sentence(merged["few_label"], groups)}',
              markdown_table(headline_table(runs)),
              'Accuracies in % at so many labels a class (logistic regression; spreading: label spreading), of the '
              'nearest training image (1-NN), AUROC in % against another data set by the score that training images '

@@ -79,8 +79,8 @@ ENCODERS = Registry('encoder', conv='cebm_nb.encoders:ConvEncoder', residual='ce
                     oriented='cebm_nb.encoders:OrientedEncoder', mlp='cebm_nb.encoders:MLPEncoder')
 SAMPLERS = Registry('sampler', sgld='cebm_nb.sgld:SGLD.from_settings')
 DATA_SETS = Registry('data set', **{name: f'cebm_nb.data:{name.replace("-", "_")}' for name in
-    ('mnist-5k', 'digits', 'digits-m', 'fashion-mnist', 'mnist', 'emnist-digits', 'cifar10', 'svhn', 'svhn-extra',
-     'dtd')})
+    ('mnist-5k', 'digits', 'digits-m', 'fashion-mnist', 'mnist', 'emnist-digits', 'cifar10', 'cifar10-jpeg',
+     'svhn', 'svhn-extra', 'dtd')})
 
 # %% ../nbs/21_settings.ipynb #bd6919bb
 def check_types(

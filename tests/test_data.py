@@ -6,6 +6,8 @@ import pickle
 import struct
 import subprocess
 import sys
+import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from scipy.io import savemat
 from torchvision import datasets
 
 import cebm_nb.data as data_module
-from cebm_nb.data import ImageSet, load_data
+from cebm_nb.data import ImageSet, data_folder, load_data, load_images
 from cebm_nb.detection import outlier_sets, real_ood_sets, ood_names
 from cebm_nb.settings import UserError
 from cebm_nb.zoo import create_model
@@ -198,3 +200,35 @@ def test_serving_ranges():
     images = ImageSet(torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16))
     assert images.to_float().min() == -1 and images.to_float().max() == 1
     assert torch.equal(ImageSet.from_array(images.to_float()).images, images.images)
+
+
+def real_file(name):  # in the data folder, or in shared/data beside the checkout; or None
+    places = data_folder(), Path(__file__).resolve().parents[2] / 'shared' / 'data'
+    return next((place / name for place in places if (place / name).is_file()), None)
+
+
+@pytest.mark.skipif(not real_file('cifar10-jpeg.tar.xz'), reason='cifar10-jpeg.tar.xz is not here')
+def test_cifar10_as_jpeg_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match='it is not downloaded'): load_data('cifar10-jpeg', root=tmp_path)
+    wanted, taken = {}, 0
+    with tarfile.open(real_file('cifar10-jpeg.tar.xz'), 'r|xz') as archive:
+        for member in archive:
+            part = Path(member.name).parent
+            if not member.isfile() or wanted.get(part, 0) == 4: continue
+            path = tmp_path / 'cifar10-jpeg' / member.name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(archive.extractfile(member).read())
+            wanted[part], taken = wanted.get(part, 0) + 1, taken + 1
+            if taken == 80: break
+    data = load_data('cifar10-jpeg', root=tmp_path)
+    assert (data.name, data.in_shape, len(data.train), len(data.test)) == ('cifar10-jpeg', (3, 32, 32), 40, 40)
+    assert data.class_names == ['airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck']
+    assert 'cifar10' not in ood_names(data) and data.train.labels.bincount().tolist() == [4] * 10
+
+
+@pytest.mark.skipif(not real_file('emnist-letters-test.npz') or not real_file('dtd-10-of-47-classes.npz'), reason='letters or textures are not here')
+def test_letters_and_textures_are_sets_to_detect():
+    letters = load_images(f'npz:{real_file("emnist-letters-test.npz")}', (1, 28, 28))
+    textures = load_images(f'npz:{real_file("dtd-10-of-47-classes.npz")}', (3, 32, 32))
+    assert (len(letters), len(textures)) == (20_800, 1_200)
+    assert torch.equal(letters.images[:, 0], torch.from_numpy(np.load(real_file('emnist-letters-test.npz'))['test_images']))
