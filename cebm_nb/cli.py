@@ -436,5 +436,4 @@ def main(
     sys.exit(status)
 
 # %% ../nbs/32_cli.ipynb #9fc09cfd
-#| eval: false
-if __name__ == '__main__': main()
+if __name__ == '__main__' and '__file__' in globals(): main()  # as a program, not in this notebook
