@@ -22,7 +22,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 
-from .data import ImageData, ImageSet, load_data, random_patches
+from .data import ImageData, ImageSet, load_data, random_patches, variants
 from .representation import encode_images, nearest_neighbours
 from .fast import FrozenEnergy, frozen, pick_device
 from .settings import UserError
@@ -120,7 +120,7 @@ def ood_names(
     data: ImageData,  # the in-distribution data
 ) -> list:
     "Data sets of the same shape and another kind."
-    name = data.name.split('/')[0].removesuffix('-extra').removesuffix('-jpeg')
+    name = variants.get(name := data.name.split('/')[0], name)
     return [other for other in _by_shape.get(data.in_shape, []) if other != name
             and not (other in _digits and name in _digits)]
 
@@ -158,7 +158,8 @@ def outlier_sets(
         sets['photographs'] = ImageSet.from_array(random_patches(len(test), part='test', seed=seed
             + 1))  # seed 0 made digits-m
     real = real_ood_sets(data, root) if real is None else real
-    if twice := sets.keys() & real.keys(): raise UserError(f'a set has the name {min(twice)!r} already; give yours another')
+    if twice := sets.keys() & real.keys():
+        raise UserError(f'a set has the name {min(twice)!r} already; give yours another')
     return sets | {name: some(images) for name, images in real.items()}
 
 # %% ../nbs/15_detection.ipynb #69339d7d

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .data import load_data
+from .data import load_data, variants
 from .evaluation import (PARTS, Evaluation, evaluation_parts, evaluation_tables, few_label_figures,
                                 neighbour_figures, part_key)
 from .plots import is_floor, plot_learning, plot_map, save_figure
@@ -44,7 +44,7 @@ published = {  # accuracy in %, Wu et al. 2021, https://arxiv.org/abs/2106.13798
 }
 
 def _published(data):  # names of rows to accuracies; those of the original where the images are a variant of it
-    original = {'svhn-extra': 'svhn', 'cifar10-jpeg': 'cifar10'}.get(data, data)
+    original = variants.get(data, data)
     other = ' (CIFAR-10)' if data == 'cifar10-jpeg' else ''
     return {f'{name}, published{other}': values for name, values in published.get(original, {}).items()}
 

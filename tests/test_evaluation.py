@@ -299,8 +299,7 @@ def test_a_class_that_only_training_images_have():
 
 
 def test_images_of_ones_own_are_told_from_the_test_images(folder, tmp_path):
-    images, labels = load_digits(return_X_y=True)
-    np.savez(tmp_path / 'turned.npz', test_images=np.rot90(images.reshape(-1, 8, 8), axes=(1, 2))[:50].astype(np.uint8) * 15)
+    np.savez(tmp_path / 'turned.npz', test_images=np.rot90(load_digits().images, axes=(1, 2))[:50].astype(np.uint8) * 15)
     for i in range(9): Image.fromarray(np.full((30, 40), 25 * i, np.uint8)).save(tmp_path / f'grey-{i}.png')
     outside = f'npz:{tmp_path}/turned.npz,folder:{tmp_path}'
     status, _, err = call(folder, 'eval', 'cebm', '--only', 'ood', '--outside', outside, '--no-floors')
@@ -315,3 +314,14 @@ def test_images_of_ones_own_are_told_from_the_test_images(folder, tmp_path):
                          (f'{outside},npz:{tmp_path}/other/turned.npz', 'same last part'), ('digit', 'did you mean')):
         status, _, err = call(folder, 'eval', 'cebm', '--only', 'ood', '--outside', wrong)
         assert status == 2 and words in err and len(err.splitlines()) == 1, err
+
+
+def test_a_grid_names_its_own_images(tmp_path):
+    np.savez(tmp_path / 'turned.npz', test_images=np.rot90(load_digits().images, axes=(1, 2))[:50].astype(np.uint8) * 15)
+    (tmp_path / 'grid.yaml').write_text(f'out: sweep\nparts: [ood]\nfloors: false\noutside: [npz:{tmp_path}/turned.npz]\n'
+                                        'grids:\n- {data: digits, model: cebm, preset: smoke, steps: 5, options: {latent_dim: 4}}\n')
+    assert call(tmp_path, 'sweep', 'grid.yaml')[0] == 0
+    path = tmp_path / 'sweep' / 'digits-cebm-s0' / 'eval.json'
+    before = path.read_bytes()
+    assert 'turned' in {r['outside'] for r in json.loads(before)['ood']}
+    assert call(tmp_path, 'sweep', 'grid.yaml')[0] == 0 and path.read_bytes() == before  # nothing is left to do

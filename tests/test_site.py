@@ -61,7 +61,7 @@ def test_every_picture_has_an_alternative_text(page):
 
 @pytest.mark.parametrize('page', PAGES)
 def test_a_figure_is_a_picture_and_not_its_name(page):
-    assert '&lt;Figure size' not in (SITE / page).read_text(encoding='utf-8')
+    assert not re.search(r'&lt;\w*Figure size', (SITE / page).read_text(encoding='utf-8'))
 
 
 @pytest.mark.parametrize('page', PAGES)
