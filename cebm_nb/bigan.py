@@ -69,6 +69,10 @@ class BiGAN(nn.Module):
         self.encoder, self.generator, self.discriminator, self.prior = encoder, generator, discriminator, prior
         self.in_shape = tuple(encoder.in_shape if in_shape is None else in_shape)
         dim, made = prior.family.dim, output_shape(generator, (prior.family.dim,))
+        self.normalise = nn.BatchNorm1d(dim)
+        with torch.no_grad():
+            self.normalise.weight.copy_(prior.distribution().variance.sqrt())
+            self.normalise.bias.copy_(prior.distribution().mean)
         if (got := output_shape(encoder, self.in_shape)) != (dim,):
             raise UserError(f'the encoder must give {dim} latents, it gives {got}')
         if made != self.in_shape:
@@ -78,13 +82,13 @@ class BiGAN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         "The representation, without the look at its inputs that `encode` takes: `(B, *in_shape)` -> (B, D)."
-        return widen(self.encoder(x))
+        return widen(self.normalise(self.encoder(x)))
 
 # %% ../nbs/11_bigan.ipynb #7894d29b
 @patch
 def encode(self: BiGAN, x: Tensor) -> Tensor:
     "The representation E(x): `(B, *in_shape)` -> (B, D)."
-    return widen(self.encoder(check_inputs(self, x)))
+    return self(check_inputs(self, x))
 
 @patch
 def decode(self: BiGAN, z: Tensor) -> Tensor:
@@ -120,7 +124,7 @@ class AdversarialTrainer(Trainer):
 
     def make_optimisers(self) -> dict:
         m = self.model
-        return dict(optimiser=self.adam(m.encoder, m.generator),
+        return dict(optimiser=self.adam(m.encoder, m.normalise, m.generator),
                     discriminator_optimiser=self.adam(m.discriminator, factor=self.settings.discriminator_rate))
 
     def learn(self, x: Tensor, used: float) -> dict:
@@ -151,7 +155,7 @@ def refresh_average(self: AdversarialTrainer):
     "Measure the statistics of batch normalisation anew, for the averaged weights of encoder and generator."
     if self.average is self.model: return
     model, generator = self.average.train(), torch.Generator(self.device).manual_seed(self.seed)
-    layers = [m for part in (model.encoder, model.generator) for m in part.modules()]
+    layers = [m for part in (model.encoder, model.normalise, model.generator) for m in part.modules()]
     norms = [(m, m.momentum) for m in layers if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d))]
     for m, _ in norms:
         m.reset_running_stats()

@@ -70,7 +70,6 @@ class ConvEncoder(Encoder):
         hidden: tuple = (),  # widths of hidden linear layers between the convolutions and the output
         activation: str = 'silu',  # after each layer but the last; one of `activations`
         batch_norm: bool = False,  # normalise before each activation; never for an energy
-        normalise_output: bool = False,  # batch normalisation of the outputs too
         dropout: float = 0.,  # probability of dropping a channel, or a hidden output, in training; never for an energy
     ):
         super().__init__(in_shape, out_features)
@@ -88,7 +87,6 @@ class ConvEncoder(Encoder):
         if hidden: layers.append(nn.Flatten())
         for h in hidden: layers += [nn.LazyLinear(h), *then(nn.BatchNorm1d(h), nn.Dropout)]
         self._build(*layers)
-        if normalise_output: self.net.append(nn.BatchNorm1d(out_features))
 
 # %% ../nbs/08_encoders.ipynb #c49ddf35
 def needs_images(encoder: Encoder):

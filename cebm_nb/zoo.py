@@ -107,7 +107,7 @@ def create_bigan(in_shape, latent_dim, family, generator, encoder, encoder_optio
     from cebm_nb.bigan import BiGAN, PairDiscriminator, generators
     from cebm_nb.vae import ConvDecoder
     layers = generators[check_name('generator', generator, list(generators))]
-    usual = {} if encoder else baseline_layers | dict(activation='leaky', batch_norm=True, normalise_output=True)
+    usual = {} if encoder else baseline_layers | dict(activation='leaky', batch_norm=True)
     network = make_encoder(in_shape, latent_dim, encoder or 'conv', usual | encoder_options)
     prior = make_prior(family, latent_dim, components)
     if not prior.family.support.check(torch.full((latent_dim,), -0.5)).all():
