@@ -69,7 +69,7 @@ class BiGAN(nn.Module):
         self.encoder, self.generator, self.discriminator, self.prior = encoder, generator, discriminator, prior
         self.in_shape = tuple(encoder.in_shape if in_shape is None else in_shape)
         dim, made = prior.family.dim, output_shape(generator, (prior.family.dim,))
-        self.normalise = nn.BatchNorm1d(dim)
+        self.normalise = nn.BatchNorm1d(dim, eps=1e-8)  # some encoders begin near zero
         with torch.no_grad():
             self.normalise.weight.copy_(prior.distribution().variance.sqrt())
             self.normalise.bias.copy_(prior.distribution().mean)

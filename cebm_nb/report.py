@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from .data import load_data, variants
-from .evaluation import (PARTS, Evaluation, evaluation_parts, evaluation_tables, few_label_figures,
+from .evaluation import (PARTS, Evaluation, besides, evaluation_parts, evaluation_tables, few_label_figures,
                                 neighbour_figures, part_key)
 from .plots import is_floor, plot_learning, plot_map, save_figure
 from .settings import MODELS, Config, UserError, extra, one_line, read_document
@@ -399,7 +399,7 @@ def headline_sentence(
     "What is most accurate at how many labels a class, floors included, by logistic regression; the mean over seeds."
     seen = {}
     for r in [r for r in records if r['read_out'] == 'logistic']:
-        title = next((t for t in groups if r['representation'] in (t, f'HOG and {t}', f'untrained {t}')), '')
+        title = next((t for t in groups if r['representation'] in [p + t for p in ('', 'untrained ', *besides)]), '')
         name = r['representation'].removesuffix(title) + groups.get(title, '')
         seen.setdefault(r['labels_per_class'], {}).setdefault(name, []).append(100 * r['accuracy_mean'])
     best = {n: max(rows, key=lambda name: np.mean(rows[name])) for n, rows in seen.items()}
