@@ -126,4 +126,4 @@ assert s.run_notebook('train', dict(data='digits', preset='smoke', steps=3, out=
 '''
     done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, timeout=300, env=os.environ | dict(PYTHONPATH=str(tmp_path / 'site')))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [str(tmp_path / 'site' / 'cebm_nb' / 'experiments'), 'cpu paper seeds smoke', 'fashion-mnist fashion-mnist-guided', ' '.join(pretrained_names())]
+    assert done.stdout.splitlines() == [str(tmp_path / 'site' / 'cebm_nb' / 'experiments'), 'cpu paper search seeds smoke', 'fashion-mnist fashion-mnist-guided', ' '.join(pretrained_names())]
