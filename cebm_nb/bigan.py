@@ -69,10 +69,10 @@ class BiGAN(nn.Module):
         self.encoder, self.generator, self.discriminator, self.prior = encoder, generator, discriminator, prior
         self.in_shape = tuple(encoder.in_shape if in_shape is None else in_shape)
         dim, made = prior.family.dim, output_shape(generator, (prior.family.dim,))
-        self.normalise = nn.BatchNorm1d(dim, eps=1e-8)  # some encoders begin near zero
+        self.normalise, known = nn.BatchNorm1d(dim, eps=1e-8), prior.distribution()  # some encoders begin near zero
         with torch.no_grad():
-            self.normalise.weight.copy_(prior.distribution().variance.sqrt())
-            self.normalise.bias.copy_(prior.distribution().mean)
+            self.normalise.weight.copy_(known.variance.sqrt())
+            self.normalise.bias.copy_(known.mean)
         if (got := output_shape(encoder, self.in_shape)) != (dim,):
             raise UserError(f'the encoder must give {dim} latents, it gives {got}')
         if made != self.in_shape:
