@@ -25,8 +25,9 @@ from typing import Annotated, Literal
 import tyro
 
 from . import __version__
-from .settings import (DATA_SETS, ENCODERS, FAMILIES, MODELS, SAMPLERS, Config, UserError, check_name,
-                              get_settings, one_line, read_configuration, read_document, trainable_names)
+from .settings import (DATA_SETS, ENCODERS, FAMILIES, MODELS, SAMPLERS, Config, UserError,
+                              check_data_name, check_name, config_path, get_settings, one_line, read_configuration,
+                              read_document, trainable_names)
 
 # %% ../nbs/32_cli.ipynb #3455f56a
 _runs = Annotated[tuple[str, ...], tyro.conf.Positional]
@@ -252,6 +253,7 @@ def _train(args):
     options = parse(train_options(config), args, 'cebm train')
     config = read_document(to_document(options, config))
     if options.print_config: return print(json.dumps(asdict(config), indent=1))
+    check_data_name(config.data)
     from cebm_nb.runs import train
     d = asdict(config)
     run = train(config.model, config.data, config.preset, options.out, config.seed, **d['budget'],
@@ -262,6 +264,7 @@ def _train(args):
     return _ended(run, options.root, config.device)
 
 def _resume(o):
+    config_path(o.resume)
     from cebm_nb.runs import resume
     return _ended(resume(o.resume, root=o.root, steps=o.steps, epochs=o.epochs, minutes=o.minutes, device=o.device,
                          progress=not o.quiet), o.root, o.device or 'auto')
@@ -303,6 +306,7 @@ def _eval(args) -> int:
     labels = parse_labels(o.labels)
     if o.draws < 1: raise UserError(f'draws must be at least 1, got {o.draws}')
     if not o.runs: raise UserError('name a run folder, such as: cebm eval runs/demo')
+    for folder in o.runs: config_path(folder)
     from cebm_nb.evaluation import evaluation_parts
     from cebm_nb.runs import load_run
     parts = [check_name('part', part, evaluation_parts) for part in o.only.split(',')] if o.only else evaluation_parts
@@ -338,6 +342,7 @@ def _eval_run(run, o, parts, labels, sets, shared):
 # %% ../nbs/32_cli.ipynb #4ef079b0
 def _sample(args):
     o = parse(Sample, args, 'cebm sample')
+    config_path(o.run)
     from cebm_nb.plots import plot_images, save_figure
     from cebm_nb.runs import load_run
     from cebm_nb.samples import sample_images

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['debian_fashion_mnist', 'image_extensions', 'variants', 'ImageSet', 'split_by_content', 'ImageData', 'digits',
            'mnist_5k', 'random_patches', 'digits_m', 'fashion_mnist', 'mnist', 'emnist_digits', 'cifar10', 'svhn',
-           'svhn_extra', 'dtd', 'load_folder', 'cifar10_jpeg', 'load_npz', 'load_hub', 'data_folder', 'check_data_name',
-           'file_name', 'load_data', 'load_images']
+           'svhn_extra', 'dtd', 'load_folder', 'cifar10_jpeg', 'load_npz', 'load_hub', 'data_folder', 'file_name',
+           'load_data', 'load_images']
 
 # %% ../nbs/07_data.ipynb #90435013
 import gzip
@@ -27,7 +27,7 @@ from filelock import FileLock
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from .settings import DATA_SETS, UserError, check_name, extra, one_line
+from .settings import DATA_SETS, UserError, check_data_name, check_name, extra, one_line
 
 # %% ../nbs/07_data.ipynb #2f693df4
 @dataclass
@@ -617,18 +617,6 @@ def data_folder() -> Path:
     try: return Path(os.environ.get('CEBM_NB_DATA') or Path.home() / '.cache' / 'cebm_nb')
     except RuntimeError:
         raise OSError('there is no home folder to keep data in; set CEBM_NB_DATA or pass root (--root)') from None
-
-# %% ../nbs/07_data.ipynb #455a63c3
-def check_data_name(name: str) -> str:
-    """`name` itself; raises UserError unless it is one of DATA_SETS, folder:PATH, npz:FILE or hf:NAME, perhaps with
-    /validation."""
-    kind = str(name).split(':')[0]
-    if str(name) in ('folder:PATH', 'npz:FILE', 'hf:NAME'):
-        raise UserError(f'{name} stands for one of yours, such as folder:photos')
-    if ':' not in str(name) or kind not in _kinds:
-        check_name('data set', str(name).removesuffix('/validation'), [*DATA_SETS, 'folder:PATH', 'npz:FILE',
-                   'hf:NAME'])
-    return name
 
 # %% ../nbs/07_data.ipynb #04f1c4f5
 def file_name(name: str) -> str:

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'ENCODERS', 'SAMPLERS', 'DATA_SETS', 'energy_presets', 'guided_presets', 'vae_presets', 'bigan_presets',
-           'MODELS', 'UserError', 'one_line', 'check_name', 'extra', 'Registry', 'check_types', 'check_numbers',
-           'SamplerSettings', 'BufferSettings', 'OptimiserSettings', 'AugmentSettings', 'Settings', 'EnergySettings',
-           'ViewSettings', 'GuidedSettings', 'AdversarialSettings', 'change', 'ModelOptions', 'CEBMOptions',
-           'MixtureOptions', 'IGEBMOptions', 'VAEOptions', 'MixtureVAEOptions', 'BiGANOptions', 'MixtureBiGANOptions',
-           'ModelKind', 'trainable_names', 'get_settings', 'Budget', 'Config', 'check_values', 'read_file',
-           'read_document', 'experiments_folder', 'recipe_names', 'read_configuration']
+           'MODELS', 'UserError', 'one_line', 'check_name', 'extra', 'Registry', 'check_data_name', 'check_types',
+           'check_numbers', 'SamplerSettings', 'BufferSettings', 'OptimiserSettings', 'AugmentSettings', 'Settings',
+           'EnergySettings', 'ViewSettings', 'GuidedSettings', 'AdversarialSettings', 'change', 'ModelOptions',
+           'CEBMOptions', 'MixtureOptions', 'IGEBMOptions', 'VAEOptions', 'MixtureVAEOptions', 'BiGANOptions',
+           'MixtureBiGANOptions', 'ModelKind', 'trainable_names', 'get_settings', 'Budget', 'Config', 'check_values',
+           'read_file', 'read_document', 'experiments_folder', 'recipe_names', 'read_configuration', 'config_path']
 
 # %% ../nbs/21_settings.ipynb #aea1fe84
 import difflib
@@ -81,6 +81,18 @@ SAMPLERS = Registry('sampler', sgld='cebm_nb.sgld:SGLD.from_settings')
 DATA_SETS = Registry('data set', **{name: f'cebm_nb.data:{name.replace("-", "_")}' for name in
     ('mnist-5k', 'digits', 'digits-m', 'fashion-mnist', 'mnist', 'emnist-digits', 'cifar10', 'cifar10-jpeg',
      'svhn', 'svhn-extra', 'dtd')})
+
+# %% ../nbs/21_settings.ipynb #8d9406f1
+def check_data_name(name: str) -> str:
+    """`name` itself; raises UserError unless it is one of DATA_SETS, folder:PATH, npz:FILE or hf:NAME, perhaps with
+    /validation."""
+    kind = str(name).split(':')[0]
+    if str(name) in ('folder:PATH', 'npz:FILE', 'hf:NAME'):
+        raise UserError(f'{name} stands for one of yours, such as folder:photos')
+    if ':' not in str(name) or kind not in ('folder', 'npz', 'hf'):
+        known = [*DATA_SETS, 'folder:PATH', 'npz:FILE', 'hf:NAME']
+        check_name('data set', str(name).removesuffix('/validation'), known)
+    return name
 
 # %% ../nbs/21_settings.ipynb #bd6919bb
 def check_types(
@@ -506,3 +518,14 @@ def read_configuration(
     document = read_file(source)
     if not isinstance(document, dict): raise UserError(f'{source} must hold names and values')
     return document
+
+# %% ../nbs/21_settings.ipynb #85e60ee2
+def config_path(
+    folder: str | Path,  # a run folder
+) -> Path:
+    "The `config.json` of a run folder; raises FileNotFoundError where the folder or the file is missing."
+    path = Path(folder) / 'config.json'
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f'no run folder {str(folder)!r}; train one with: cebm train --out {folder}')
+    if not path.is_file(): raise FileNotFoundError(f'{str(folder)!r} is not a run folder, it has no config.json')
+    return path

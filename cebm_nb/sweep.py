@@ -24,13 +24,13 @@ import yaml
 from fastcore.basics import patch
 from matplotlib.figure import Figure
 
-from .data import check_data_name, file_name
+from .data import file_name
 from .evaluation import Evaluation, evaluation_parts, part_settings
 from .fast import parse_device
 from .plots import NotebookFigure
 from .report import training_command
-from .settings import (Budget, Config, UserError, check_name, experiments_folder, extra, one_line, read_document,
-                              read_file)
+from .settings import (Budget, Config, UserError, check_data_name, check_name, experiments_folder, extra,
+                              one_line, read_document, read_file)
 from .storage import checksum, read_json, write_json, write_lock
 from .workers import (Mirror, Places, Task, cebm_words, engines, interrupted, is_trained, notebook_words,
                              run_end)

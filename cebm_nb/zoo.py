@@ -29,7 +29,7 @@ from .conjugacy import MixturePrior, Prior
 from .fast import pick_device
 from .families import seeded
 from .models import CEBM, IGEBM
-from .settings import ENCODERS, FAMILIES, MODELS, Config, UserError, change, check_name, read_document
+from .settings import ENCODERS, FAMILIES, MODELS, Config, UserError, change, check_name, config_path, read_document
 from .storage import check_plain, first_line, load_tensors, load_weights, read_json, save_weights, write_json
 
 # %% ../nbs/22_zoo.ipynb #3a62a29c
@@ -170,11 +170,8 @@ def read_config(
 ) -> dict:
     """The `config.json` of a run folder, every setting in it; raises FileNotFoundError or UserError with a word on
     what is wrong."""
-    path = Path(folder) / 'config.json'
-    if not Path(folder).is_dir():
-        raise FileNotFoundError(f'no run folder {str(folder)!r}; train one with: cebm train --out {folder}')
+    path = config_path(folder)
     check_plain(folder)
-    if not path.is_file(): raise FileNotFoundError(f'{str(folder)!r} is not a run folder, it has no config.json')
     config = read_json(path, RunConfig)
     try:
         if config['model'] in MODELS: return config | asdict(read_document(config))
