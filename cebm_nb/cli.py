@@ -39,7 +39,7 @@ class Eval:
     Prints tables; writes eval.json and figures into each run folder, part by part. Example: cebm eval runs/demo --only
     few-label,ood"""
     runs: _runs  # run folders of cebm train
-    only: str = ''  # few-label, neighbours, ood, information, clusters, samples, conditional, with commas; none: all
+    only: str = ''  # few-label, neighbours, ood, information, clusters, map, samples, conditional, with commas
     data: str | None = None  # evaluate on another data set than the model was trained on, of the same image shape
     on: Literal['test', 'valid'] | None = None  # which images; by default valid for NAME/validation, else test
     labels: str = '1,10,100,all'  # labels per class, separated by commas
@@ -326,16 +326,17 @@ def _eval_run(run, o, parts, labels, sets, shared):
     from cebm_nb.data import file_name, load_data
     from cebm_nb.evaluation import evaluate
     from cebm_nb.runs import run_data
-    name = o.data or run.config['data']
-    if name not in sets: sets[name], shared[name] = load_data(name, o.root) if o.data else None, {}
-    if not o.data: sets[name] = run_data(run.config, sets[name], o.root)
+    name, size = o.data or run.config['data'], run.config['image_size']
+    key, size = (name, size), size if ':' in name else None
+    if key not in sets: sets[key], shared[key] = load_data(name, o.root, size) if o.data else None, {}
+    if not o.data: sets[key] = run_data(run.config, sets[key], o.root)
     folder = run.folder if name == run.config['data'] else run.folder / f'on-{file_name(name)}'
     if o.which == 'best': folder = folder / 'best'
     print(f'{run.folder}: {run.name} on {name}')
     def tell(part, seconds): print(f'  {part}: {seconds:.0f} s', flush=True)
-    result = evaluate(run, sets[name], draws=o.draws, device=o.device, parts=parts, labels=labels, on=o.on,
+    result = evaluate(run, sets[key], draws=o.draws, device=o.device, parts=parts, labels=labels, on=o.on,
                       ood_images=o.ood_images, ood_noise=o.ood_noise, with_floors=o.floors, folder=folder,
-                      outside=tuple(filter(None, o.outside.split(','))), root=o.root, shared=shared[name], tell=tell)
+                      outside=tuple(filter(None, o.outside.split(','))), root=o.root, shared=shared[key], tell=tell)
     _print_evaluation(result, parts)
     print(f'\nWritten: {folder / "eval.json"}')
 

@@ -14,9 +14,11 @@ import hashlib
 import html
 import math
 import os
+import warnings
 import zlib
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from urllib.error import URLError
 
@@ -83,8 +85,8 @@ def _bytes_of(x: Tensor, value_range) -> Tensor:  # uint8, from any range that i
     if x.dtype == torch.uint8 and value_range in (None, (0, 255)): return x
     if x.dtype in (torch.uint16, torch.uint32, torch.uint64): x = x.to(torch.int64)
     if not x.numel(): raise UserError('images must not be empty')
-    if x.is_complex() or x.dtype == torch.bool or not x.isfinite().all():
-        raise UserError(f'images must be finite numbers, got {x.dtype}')
+    if x.is_complex() or x.dtype == torch.bool: raise UserError(f'images must be numbers, got {x.dtype}')
+    if bad := int((~x.isfinite()).sum()): raise UserError(f'images must be finite, {bad:,} values are not')
     low, high = x.min().item(), x.max().item()
     if value_range is None:
         if low < 0 and low >= -1 and high <= 1 and x.is_floating_point(): value_range = (-1, 1)
@@ -112,9 +114,10 @@ def _channels_first(x: Tensor, layout) -> Tensor:  # (N, C, H, W)
     return x.permute(0, 3, 1, 2) if layout == 'NHWC' or layout is None and not first else x
 
 # %% ../nbs/07_data.ipynb #7bbcaf67
+def _are_pictures(images): return isinstance(images, (list, tuple)) and images and isinstance(images[0], Image.Image)
+
 def _as_tensor(images) -> Tensor:
-    if isinstance(images, (list, tuple)) and images and isinstance(images[0], Image.Image):
-        images = _stack_images(images)
+    if _are_pictures(images): images = _stack_images(list(map(_pixels, images)))
     if not isinstance(images, (np.ndarray, Tensor, list, tuple)):
         hints = dict(DataLoader='pass its dataset', Dataset='pass its columns, such as ds["image"]')
         hint = hints.get(type(images).__name__, 'pass a numpy array, a tensor or a list of PIL images')
@@ -126,6 +129,7 @@ def _as_labels(labels) -> tuple:  # (N,) numbers or words, as an array
     try: y = labels.cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
     except ValueError as error: raise UserError(f'labels must be one for each image: {error}') from None
     if y.ndim == 2 and y.shape[1] == 1: y = y[:, 0]
+    if y.dtype == object and all(isinstance(word, str) for word in y.flat): y = y.astype(str)  # as of a pandas Series
     words = y.dtype.kind in 'US'
     if y.ndim != 1 or not words and (y.dtype.kind not in 'iuf' or not np.isfinite(y).all() or (y != np.round(y)).any()
                                      or (y < 0).any() or (y >= 10_000).any()):
@@ -244,7 +248,7 @@ def _images_and_labels(images, labels):  # also from a torch Dataset of (image, 
     first = pairs[0][0]
     stacked = [p[0] for p in pairs] if isinstance(first, Image.Image) else torch.stack([torch.as_tensor(p[0])
         for p in pairs])
-    return stacked, [int(p[1]) for p in pairs]
+    return stacked, [p[1].item() if isinstance(p[1], Tensor) else p[1] for p in pairs]
 
 def _number(labels: dict, names) -> tuple:  # labels of the parts as numbers, and the names of classes
     if len({y.dtype.kind in 'US' for y in labels.values()}) > 1:
@@ -281,7 +285,9 @@ def from_arrays(cls: ImageData,
         raise UserError(f'there are no images for {alone[0]}')
     given = {part: _images_and_labels(*pair) for part, pair in every.items() if pair[0] is not None}
     labels, class_names = _number({part: _as_labels(y) for part, (_, y) in given.items() if y is not None}, class_names)
-    sets = {part: ImageSet.from_array(x, labels.get(part), value_range, layout) for part, (x, _) in given.items()}
+    pictures = {part: list(map(_pixels, x)) for part, (x, _) in given.items() if _are_pictures(x)}
+    images = {part: x for part, (x, _) in given.items()} | (_stack_parts(pictures) if pictures else {})
+    sets = {part: ImageSet.from_array(x, labels.get(part), value_range, layout) for part, x in images.items()}
     if 'test' not in sets: sets['train'], sets['test'] = split_by_content(sets['train'], 0.2)
     return cls(name, sets['train'], sets['test'], sets.get('valid'), class_names)
 
@@ -447,9 +453,11 @@ def _pixels(image) -> np.ndarray:
         image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image.convert('RGBA'))
     return np.asarray(image.convert('L' if grey else 'RGB'))
 
-def _to_bytes(arrays: list) -> list:  # of all images of a folder, since the largest value decides about the depth
+def _white(arrays) -> int:  # of all parts of a data set together, since the largest value decides about the depth
     deepest = max((int(a.max()) for a in arrays if a.dtype == np.uint16), default=255)
-    white = next(depth for depth in _depths if deepest <= depth)
+    return next(depth for depth in _depths if deepest <= depth)
+
+def _to_bytes(arrays: list, white: int) -> list:
     return [(a / white * 255).round().astype(np.uint8) if a.dtype == np.uint16 else a for a in arrays]
 
 # %% ../nbs/07_data.ipynb #97c1dd28
@@ -460,9 +468,9 @@ def _fit(array: np.ndarray, size) -> np.ndarray:  # the largest square in the mi
     how = Image.Resampling.BOX if side > size else Image.Resampling.BICUBIC
     return np.asarray(image.resize((size, size), how, (left, top, left + side, top + side)))
 
-def _stack_images(images: list, size=None, names=None) -> np.ndarray:  # (N, H, W) or (N, H, W, 3), from PIL or arrays
-    arrays = _to_bytes([_pixels(image) if isinstance(image, Image.Image) else image for image in images])
-    arrays, names = [_fit(a, size) for a in arrays], names or [f'image {i}' for i in range(len(arrays))]
+def _stack_images(arrays: list, size=None, names=None, white=None) -> np.ndarray:  # (N, H, W) or (N, H, W, 3)
+    arrays = [_fit(a, size) for a in _to_bytes(arrays, white or _white(arrays))]
+    names = names or [f'image {i}' for i in range(len(arrays))]
     for a, name in zip(arrays, names):
         (h, w), (h0, w0) = a.shape[:2], arrays[0].shape[:2]
         if (h, w) != (h0, w0):
@@ -470,6 +478,10 @@ def _stack_images(images: list, size=None, names=None) -> np.ndarray:  # (N, H, 
                             f'(--image-size) to scale them')
     if any(a.ndim == 3 for a in arrays): arrays = [a if a.ndim == 3 else np.repeat(a[..., None], 3, 2) for a in arrays]
     return np.stack(arrays)
+
+def _stack_parts(parts: dict, size=None, names=None) -> dict:  # lists of arrays to stacks, all with one white
+    white = _white(chain(*parts.values()))
+    return {part: _stack_images(arrays, size, (names or {}).get(part), white) for part, arrays in parts.items()}
 
 def dtd(root, download) -> ImageData:
     "Describable Textures, the middle square of each scaled to 32x32x3."
@@ -493,7 +505,7 @@ def _look(folder: Path, skipped: list) -> tuple:  # image files and sub-folders;
         else: skipped.append((path, 'not an image'))
     return files, folders
 
-def _read_part(folder: Path, size, skipped: list) -> tuple:  # images, and the name of each one's class or None
+def _read_part(folder: Path, skipped: list) -> tuple:  # images, their files, and the name of each one's class or None
     files, folders = _look(folder, skipped)
     classes = {}
     for path in folders:
@@ -508,16 +520,22 @@ def _read_part(folder: Path, size, skipped: list) -> tuple:  # images, and the n
     if not pairs:
         raise UserError(f'{folder} holds no images ({", ".join(image_extensions)}), nor sub-folders with images')
     names = [f for f, _ in pairs]
-    return _stack_images([_open_image(f) for f in names], size, names), [c for _, c in pairs] if classes else None
+    return [_open_image(f) for f in names], names, [c for _, c in pairs] if classes else None
 
 # %% ../nbs/07_data.ipynb #3b3af163
 _part_names = dict(train='train', training='train', val='valid', valid='valid', validation='valid', test='test',
                    testing='test')
 
-def _parts_of(path: Path) -> dict:  # names of parts to their folders
+def _parts_of(path: Path, skipped: list) -> dict:  # names of parts to their folders; the rest is noted
     if not path.is_dir(): raise FileNotFoundError(f'no folder {str(path)!r} with images')
-    named = {_part_names[p.name.lower()]: p for p in path.iterdir() if p.is_dir() and p.name.lower() in _part_names}
-    return named if 'train' in named and len(named) > 1 else {'train': path}
+    files, folders = _look(path, beside := [])
+    found = [(_part_names[p.name.lower()], p) for p in folders if p.name.lower() in _part_names]
+    if 'train' not in (parts := dict(found)) or len(parts) == 1: return {'train': path}
+    if len(parts) < len(found):
+        raise UserError(f'{path} must have one folder for each part, it has {", ".join(p.name for _, p in found)}')
+    others = [(p, 'beside the parts') for p in [*files, *folders] if p not in parts.values()]
+    skipped += beside + others
+    return parts
 
 def load_folder(
     path: Path,
@@ -525,13 +543,15 @@ def load_folder(
 ) -> ImageData:
     """A folder of images as a data set; raises FileNotFoundError, or ValueError on images that cannot be read or do not
     fit."""
-    skipped, parts = [], _parts_of(path)
-    read = {part: _read_part(folder, size, skipped) for part, folder in parts.items()}
-    classes = {part: set(labels) if labels else None for part, (_, labels) in read.items()}
+    parts = _parts_of(path, skipped := [])
+    read = {part: _read_part(folder, skipped) for part, folder in parts.items()}
+    arrays, names, labels = ({part: found[i] for part, found in read.items()} for i in range(3))
+    classes = {part: set(words) if words else None for part, words in labels.items()}
     if any(c != classes['train'] for c in classes.values()):
         raise UserError(f'all parts of {path} must have the same classes, got '
                         + ', '.join(f'{part}: {sorted(c or [])}' for part, c in classes.items()))
-    def part(name): return read.get(name, (None, None))
+    stacked = _stack_parts(arrays, size, names)
+    def part(name): return stacked.get(name), labels.get(name)
     data = ImageData.from_arrays(*part('train'), *part('test'), *part('valid'), name=f'folder:{path}')
     return replace(data, skipped=skipped)
 
@@ -557,6 +577,8 @@ def note(self: ImageData) -> str:
 # %% ../nbs/07_data.ipynb #171b8839
 _npz_keys = [f'{part}_{what}' for part in ('train', 'test', 'val') for what in ('images', 'labels')]
 
+def _squeezed(image): return (image[0] if len(image) == 1 else image.permute(1, 2, 0)).numpy()  # (H, W) or (H, W, 3)
+
 def _read_npz(path: Path, size, needed: tuple) -> dict:  # arrays, if it has some of those that are needed
     if not path.is_file(): raise FileNotFoundError(f'no file {str(path)!r}')
     try:
@@ -566,7 +588,9 @@ def _read_npz(path: Path, size, needed: tuple) -> dict:  # arrays, if it has som
     if not set(needed) & set(arrays):
         raise UserError(f'{path} must have {" or ".join(needed)}, it has {", ".join(arrays) or "nothing"}')
     for key in (k for k in _npz_keys if size and k.endswith('images') and k in arrays):
-        arrays[key] = np.stack([_fit(np.squeeze(a), size) for a in arrays[key]])
+        images = ImageSet.from_array(arrays[key]).images
+        if images.dim() != 4: raise UserError(f'{path} holds vectors, which have no image_size')
+        arrays[key] = _stack_images([_squeezed(image) for image in images], size)
     return arrays
 
 def load_npz(
@@ -601,13 +625,11 @@ def load_hub(
     if 'train' not in splits: raise UserError(f'hf:{name} must have a split train, it has {", ".join(found)}')
     features, (images, labels) = splits['train'].features, (columns + [None, None])[:2]
     images, labels = _column(images, features, 'Image', True), _column(labels, features, 'ClassLabel', False)
-    read = [_hub_part(splits.get(part), images, labels, size) for part in ('train', 'test', 'valid')]
+    stacked = _stack_parts({part: list(map(_pixels, split[images])) for part, split in splits.items()}, size)
+    numbers = {part: np.asarray(split[labels]) for part, split in splits.items() if labels}
+    read = [found.get(part) for part in ('train', 'test', 'valid') for found in (stacked, numbers)]
     classes = getattr(features[labels], 'names', None) if labels else None
-    return ImageData.from_arrays(*sum(read, ()), class_names=classes, name=f'hf:{path}')
-
-def _hub_part(split, images, labels, size):  # arrays of images and labels
-    if split is None: return None, None
-    return _stack_images(list(split[images]), size), np.asarray(split[labels]) if labels else None
+    return ImageData.from_arrays(*read, class_names=classes, name=f'hf:{path}')
 
 # %% ../nbs/07_data.ipynb #98e34aa2
 _kinds = dict(folder=load_folder, npz=load_npz, hf=load_hub)
@@ -649,16 +671,20 @@ def _root(name):  # embedded sets need no folder
 # %% ../nbs/07_data.ipynb #b67ec1f0
 def load_images(
     name: str,  # one of DATA_SETS, 'folder:PATH', 'npz:FILE', 'hf:NAME'
-    in_shape: tuple,  # (channels, height, width) that they must have; files are cropped and scaled to it
+    in_shape: tuple,  # (channels, height, width) that they must have; a square one files are cropped and scaled to
     root: str | Path | None = None,  # where downloads are kept
 ) -> ImageSet:
     "The test part of a data set where it has one, else all of it; raises as `load_data`, and on another shape."
     kind, _, path = check_data_name(name := str(name)).partition(':')
-    size, path = in_shape[-1] if path and len(in_shape) == 3 else None, Path(path).expanduser()
+    square = len(in_shape) == 3 and in_shape[1] == in_shape[2]
+    size, path = in_shape[-1] if path and square else None, Path(path).expanduser()
     if kind == 'npz':
         arrays = _read_npz(path, size, ('test_images', 'train_images'))
         images = ImageSet.from_array(arrays.get('test_images', arrays.get('train_images')))
-    elif kind == 'folder' and len(_parts_of(path)) == 1: images = ImageSet.from_array(_read_part(path, size, [])[0])
+    elif kind == 'folder' and len(_parts_of(path, [])) == 1:
+        arrays = _read_part(path, [])[0]
+        if 255 < (white := _white(arrays)) < 65535: warnings.warn(f'{name}: {white:,} is taken for white')
+        images = ImageSet.from_array(_stack_images(arrays, size))
     else: images = load_data(name, root, size).test
     if (shape := tuple(images.images.shape[1:])) != tuple(in_shape):
         raise UserError(f'{name} must hold images of shape {tuple(in_shape)}, it has {shape}')

@@ -93,7 +93,7 @@ class FeatureDensity:
         self.pca = PCA(min(dims, *features.shape), whiten=True, random_state=seed).fit(features)
         spread = self.pca.explained_variance_
         self.alive = spread > 1e-6 * spread[0]  # whitening would blow up what never varies
-        mixture = GaussianMixture(components, reg_covar=1e-3, max_iter=50, random_state=seed)
+        mixture = GaussianMixture(min(components, len(features)), reg_covar=1e-3, max_iter=50, random_state=seed)
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', ConvergenceWarning)  # fifty iterations are the method
             self.mixture = mixture.fit(self.whiten(features))

@@ -113,8 +113,11 @@ def _rows(self: CEBMTransformer, X, reset=False):  # (N, features), checked
     if reset:
         self.image_shape_ = tuple(shape[1:] if len(shape) > 2 else self.image_shape or ()) or None
         self.flat_ = len(shape) <= 2
+        self.bytes_ = getattr(X, 'dtype', None) == np.uint8
     elif len(shape) > 2 and tuple(shape[1:]) != self.image_shape_:
         raise UserError(f'X must be like that of fit, images of shape {self.image_shape_}, got {tuple(shape[1:])}')
+    if self.image_shape_ and (getattr(X, 'dtype', None) == np.uint8) != self.bytes_:
+        raise UserError(f'X must be like that of fit, images of {"bytes" if self.bytes_ else "floats"}, the other came')
     if len(shape) > 2: X = np.asarray(X).reshape(len(X), -1)
     X = validate_data(self, X, reset=reset, dtype=[np.float64, np.float32, np.uint8], ensure_min_samples=1 + reset)
     if self.image_shape_ and X.shape[1] != math.prod(self.image_shape_):

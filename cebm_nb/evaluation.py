@@ -720,7 +720,9 @@ class EvaluationFolder:
         write_json(self.folder / 'eval.json', result)
 
 # %% ../nbs/18_evaluation.ipynb #66af0f08
-def _check_evaluation(model, data, draws, labels):  # raises UserError on what cannot be evaluated
+def _check_evaluation(model, data, draws, labels, ood_images, ood_noise):  # raises UserError on what cannot be
+    if ood_images is not None and ood_images < 1 or ood_noise < 0:
+        raise UserError(f'ood_images must be at least 1 and ood_noise at least 0, got {ood_images} and {ood_noise}')
     if not isinstance(model, nn.Module):
         raise UserError(f'model must be an nn.Module or a Run, got {model!r}; see load_model')
     if not isinstance(data, ImageData): raise UserError(f'data must be an ImageData, got {data!r}; see load_data')
@@ -758,7 +760,7 @@ def evaluate(
     other shapes."""
     run, model = (model, model.model) if hasattr(model, 'folder') else (None, model)
     labels, outside = (tuple(v) if isinstance(v, (tuple, list)) else (v,) for v in (labels, outside))
-    _check_evaluation(model, data, draws, labels)
+    _check_evaluation(model, data, draws, labels, ood_images, ood_noise)
     parts = [check_name('part', part, evaluation_parts) for part in (evaluation_parts if parts is None else parts)]
     on = check_name('part of the data', on or ('valid' if data.name.endswith('/validation') else 'test'),
                     list(data.parts))

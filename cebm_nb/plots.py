@@ -51,6 +51,8 @@ def image_grid(
     "Images side by side with a thin border, as one array."
     if images.dim() != 4 or not len(images):
         raise UserError(f'images must be (N, C, H, W) with N at least 1, got {tuple(images.shape)}')
+    if not images.is_floating_point():
+        raise UserError(f'images must be floats in [-1, 1], got {images.dtype}; see ImageSet.to_float')
     n, c, h, w = images.shape
     pixels = pixels or max(1, round(56 / h))
     columns = columns or math.ceil(math.sqrt(n))

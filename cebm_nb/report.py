@@ -81,13 +81,15 @@ def _run_folder(folder):  # which run an evaluated folder belongs to
         folder = folder.parent
     return folder
 
+def _is_best(folder): return folder.name == 'best' and _run_folder(folder) != folder  # a run may be called so too
+
 # %% ../nbs/19_report.ipynb #9a697c28
 def read_run(folder: Path) -> EvaluatedRun:
     """An evaluated run; raises UserError or FileNotFoundError where it is none, or its data or weights have changed
     since."""
     run, path = _run_folder(folder), folder / 'eval.json'
     again = f'evaluate again with: cebm eval {run}'
-    config, tensors, _ = read_weights(run, 'best' if folder.name == 'best' else 'last')
+    config, tensors, _ = read_weights(run, 'best' if _is_best(folder) else 'last')
     if not path.is_file(): raise FileNotFoundError(f'{str(folder)!r} has no eval.json; {again.replace("again", "it")}')
     try: result = read_json(path, Evaluation)
     except UserError as error: raise UserError(f'{error}; {again}') from None
@@ -114,6 +116,12 @@ def read_runs(
     names, on = [(run.config['model'], run.result['data']) for run in runs], {run.result['on'] for run in runs}
     if len(on) > 1:
         raise UserError(f'runs must all be evaluated on one part of their data, got {" and ".join(sorted(on))}')
+    first = {}
+    for run in runs:
+        other = first.setdefault(run.result['data'], run)
+        if other.result['fingerprint'] != run.result['fingerprint']:
+            raise UserError(f'runs on {run.result["data"]} must have the same images, {other.folder} and {run.folder} '
+                            f'do not; report them apart')
     for run, name in zip(runs, names): run.title = name[0] if names.count(name) == 1 else f'{name[0]} ({run.name})'
     if len({(run.title, run.result['data']) for run in runs}) < len(runs):
         raise UserError(f'runs must be different folders with different names, got '
@@ -320,7 +328,7 @@ def group_seeds(
     "Put the runs of one command with several seeds together, if code, device and choice of weights are the same too."
     def key(run):
         made = {part: (about['commit'], str(about['settings'])) for part, about in run.result['made'].items()}
-        about = run.config['run'].get('device'), run.versions.get('commit'), run.folder.name == 'best'
+        about = run.config['run'].get('device'), run.versions.get('commit'), _is_best(run.folder)
         return training_command(run.config | dict(seed=0)), *about, str(sorted(made.items()))
     groups = {}
     for run in runs: groups.setdefault(key(run), []).append(run)
@@ -575,7 +583,7 @@ def make_card(
                               'converged', 'read_out', 'nll', 'ece')}
            for r in run.result['few_label']]
     ood = [{k: r[k] for k in ('representation', 'score', 'outside', 'auroc', 'chosen')} for r in run.result['ood']]
-    best = read_weights(_run_folder(run.folder), 'best')[2]['step'] if run.folder.name == 'best' else None
+    best = read_weights(_run_folder(run.folder), 'best')[2]['step'] if _is_best(run.folder) else None
     return dict(model=config['model'], data=run.result['data'], train_images=run.result['train_images'],
                 test_images=run.result['test_images'], command=training_command(config), updates=done.get('updates'),
                 best=best,

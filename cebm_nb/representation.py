@@ -268,7 +268,7 @@ def spread_labels(
     keep = np.sort(np.random.default_rng(0).permutation(len(train_labels))[:most])  # all: the draws of few_label
     features, train_labels = np.concatenate([train_features[keep], test_features]), train_labels[keep]
     if features.shape[1] > 64: features = PCA(64, random_state=0).fit_transform(features)
-    graph, records = kneighbors_graph(features, 15), []
+    graph, records = kneighbors_graph(features, min(15, len(features) - 1)), []
     graph = graph.maximum(graph.T)
     for n, seeds, picks in _counts(train_labels, [n for n in labels_per_class if n != 'all'], draws):
         predicted = Parallel(torch.get_num_threads() if len(features) >= 5000 else 1)(

@@ -8,6 +8,7 @@ __all__ = ['Checkpoints', 'Run', 'load_run', 'Saver', 'Rollback', 'new_run_folde
 
 # %% ../nbs/23_runs.ipynb #03975cc7
 import html
+import math
 import os
 import platform
 import shutil
@@ -253,7 +254,7 @@ def new_run_folder(
 ) -> Path:
     "A folder that holds no run yet, not created; raises FileExistsError if the one wanted does."
     if out is not None:
-        out = Path(out)
+        out = Path(out).expanduser()
         if out.exists() and (not out.is_dir() or any(path.name != '.run.lock' for path in out.iterdir())):
             raise FileExistsError(f'{str(out)!r} exists and is not empty; choose another --out, or continue the run '
                                   f'there with --resume')
@@ -488,5 +489,7 @@ def resume(
             print(f'The noise goes on as that of {group.size} times {trainer.device}, not as before')
         for word in wrong if group.first else (): print(f'{word}. Going on from {path.name}, update {trainer.step}')
         if not steps is epochs is minutes is None: budget = Budget(steps, epochs, minutes)
+        if (budget.steps or math.inf) < trainer.step:
+            raise UserError(f'the run has {trainer.step:,} updates, more than the {budget.steps:,} asked for')
         document['run'] |= dict(finished=None, processes=group.size)
         return _fit(trainer, budget, folder, document | dict(budget=asdict(budget)), progress, callbacks)

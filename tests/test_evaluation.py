@@ -262,6 +262,30 @@ def test_reports_want_evaluated_runs_that_are_whole(folder):
     assert status == 2 and 'damaged' in err and len(err.splitlines()) == 1
 
 
+def test_runs_of_a_folder_whose_images_differ_are_not_pooled(tmp_path):
+    for i in range(60):
+        (tmp_path / 'photos' / 'ab'[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (12, 12), np.uint8)).save(tmp_path / 'photos' / 'ab'[i % 2] / f'{i}.png')
+    for size, name in ((8, 'best'), (10, 'other')):  # a run may be called best
+        assert call(tmp_path, 'train', '--data', 'folder:photos', '--image-size', size, *'--preset smoke --latent_dim 8 --steps 5 --validate-every 0 --quiet --out'.split(), name)[0] == 0
+    for words in (['best', 'other'], ['other', '--data', 'folder:photos']):  # the images have the size of the run
+        status, _, err = call(tmp_path, 'eval', *words, '--only', 'neighbours', '--no-floors')
+        assert status == 0, err
+    assert call(tmp_path, 'report', 'best', '--out', 'one')[0] == 0
+    status, _, err = call(tmp_path, 'report', 'best', 'other')
+    assert status == 2 and 'must have the same images' in err
+    status, _, err = call(tmp_path, 'train', '--resume', 'best', '--steps', 3)
+    assert status == 2 and 'the run has 5 updates, more than the 3 asked for' in err
+
+
+@pytest.mark.parametrize('n', [12, 30])
+def test_small_data_sets_are_evaluated(n):
+    images = load_data('digits').train.subset(slice(n))
+    data = replace(load_data('digits'), train=images)
+    result = evaluate(create_model('cebm', (1, 8, 8), latent_dim=4), data, draws=2, parts=['few-label', 'neighbours', 'ood', 'clusters', 'map', 'information'])
+    assert result['ood'] and result['few_label'] and result['information']
+
+
 def test_untrained_networks_of_two_architectures_are_two_floors():
     data, shared = load_data('digits'), {}
     def untrained(dim):

@@ -9,6 +9,7 @@ import time
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -17,6 +18,7 @@ from commands import SMALL, call, start
 from torch import nn
 
 import cebm_nb as cn
+from cebm_nb.data import load_images
 
 rng = np.random.default_rng(0)
 QUICK = dict(preset='smoke', progress=False, validate_every=0)
@@ -90,6 +92,10 @@ def test_npz_in_the_layout_of_medmnist(tmp_path):
     data = cn.load_data(f'npz:{tmp_path}/blood.npz')
     assert {name: len(part) for name, part in data.parts.items()} == dict(train=40, valid=10, test=20) and np.array_equal(data.test.labels, parts['test_labels'][:, 0])
     assert cn.load_data(f'npz:{tmp_path}/blood.npz', image_size=14).in_shape == (3, 14, 14)
+    np.savez(tmp_path / 'first.npz', **{key: v.transpose(0, 3, 1, 2) if v.ndim == 4 else v for key, v in parts.items()})
+    for size in (None, 14): assert torch.equal(cn.load_data(f'npz:{tmp_path}/first.npz', image_size=size).test.images, cn.load_data(f'npz:{tmp_path}/blood.npz', image_size=size).test.images)
+    np.savez(tmp_path / 'rows.npz', train_images=rng.random((20, 5)))
+    with pytest.raises(cn.UserError, match='image_size'): cn.load_data(f'npz:{tmp_path}/rows.npz', image_size=14)
     np.savez(tmp_path / 'other.npz', x=parts['train_images'])
     (tmp_path / 'text.npz').write_text('no')
     np.savez(tmp_path / 'objects.npz', train_images=np.array([dict()], dtype=object))
@@ -241,6 +247,34 @@ def test_what_is_read_of_a_folder_and_what_is_passed_over(tmp_path):
         for i in range(6): Image.new('L', (8, 8), 20 * i).save(tmp_path / 'plain' / part / f'{i}.png')
     data = cn.load_data(f'folder:{tmp_path}/plain')
     assert data.class_names is None and len(data.train) == len(data.test) == 6
+    (tmp_path / 'plain' / 'extra').mkdir()
+    (tmp_path / 'plain' / 'readme.txt').write_text('')
+    assert {(p.name, why) for p, why in cn.load_data(f'folder:{tmp_path}/plain').skipped} == {('extra', 'beside the parts'), ('readme.txt', 'not an image')}
+    (tmp_path / 'plain' / 'testing').mkdir()
+    with pytest.raises(cn.UserError, match='one folder for each part'): cn.load_data(f'folder:{tmp_path}/plain')
+
+
+def test_all_parts_of_a_data_set_have_one_white(tmp_path):
+    def deep(values): return [Image.fromarray(np.full((8, 8), v, np.uint16)) for v in values]
+    parts = dict(train=deep([900, 2999, *range(100, 120)]), test=deep([900, 800, *range(40, 60)]))
+    for part, images in parts.items():
+        (tmp_path / 'deep' / part).mkdir(parents=True)
+        for i, image in enumerate(images): image.save(tmp_path / 'deep' / part / f'{i:02d}.png')
+    for data in (cn.load_data(f'folder:{tmp_path}/deep'), cn.ImageData.from_arrays(parts['train'], test=parts['test'])):
+        assert data.train.images[0].unique().tolist() == data.test.images[0].unique().tolist() == [56]  # 900 of 4,095
+    with pytest.warns(UserWarning, match='1,023 is taken for white'): load_images(f'folder:{tmp_path}/deep/test', (1, 8, 8))
+
+
+def test_labels_are_words_or_numbers_however_they_come():
+    images, words = rng.integers(0, 256, (20, 8, 8), np.uint8), ['cat', 'dog'] * 10
+    for labels in (words, np.array(words, object), pd.Series(words), pd.Categorical(words)):
+        assert cn.ImageData.from_arrays(images, labels).class_names == ['cat', 'dog']
+    pairs = torch.utils.data.StackDataset(torch.from_numpy(images), words)
+    assert cn.ImageData.from_arrays(pairs).class_names == ['cat', 'dog']
+    with pytest.raises(cn.UserError, match='whole number'): cn.ImageData.from_arrays(torch.utils.data.StackDataset(torch.from_numpy(images), [0.5] * 20))
+    holed = rng.uniform(-1, 1, (20, 8, 8))
+    holed[3, 0, 0] = np.nan
+    with pytest.raises(cn.UserError, match='1 values are not'): cn.ImageData.from_arrays(holed)
 
 
 def test_images_that_bomb_are_one_line(tmp_path):
@@ -306,3 +340,23 @@ def test_wrong_things_for_data_name_what_to_call():
         column_names = ['image', 'label']
     for wrong, word in ((np.zeros((5, 8, 8)), 'ImageData.from_arrays'), (torch.utils.data.DataLoader([1]), 'loader.dataset'), (Table(), r"from_arrays\(ds\['image'\]"), (None, 'NoneType')):
         with pytest.raises(cn.UserError, match=word): cn.train('cebm', wrong)
+
+
+def test_an_estimator_is_given_what_it_was_fitted_to():
+    images = rng.integers(0, 256, (60, 8, 8), np.uint8)
+    for fitted, other in ((images, images / 255), (images / 255, images)):
+        model = cn.CEBMTransformer(latent_dim=4, steps=3, preset='smoke').fit(fitted)
+        assert model.transform(fitted).shape == (60, 4)
+        with pytest.raises(cn.UserError, match='like that of fit'): model.transform(other)
+
+
+def test_a_folder_below_home(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    run = cn.train('vae', 'digits', out='~/runs/one', steps=2, **QUICK)
+    assert run.folder == tmp_path / 'runs' / 'one' and len(cn.load_run(run.folder).metrics) and not (tmp_path / '~').exists()
+
+
+@pytest.mark.parametrize('pixels', [np.uint8, np.int64])
+def test_pictures_are_floats(pixels):
+    with pytest.raises(cn.UserError, match='floats in'): cn.plots.plot_images(torch.from_numpy(rng.integers(0, 256, (4, 1, 8, 8)).astype(pixels)))
