@@ -350,6 +350,10 @@ def test_an_estimator_is_given_what_it_was_fitted_to():
         with pytest.raises(cn.UserError, match='like that of fit'): model.transform(other)
 
 
+def test_rows_that_are_all_the_same_are_told():
+    with pytest.raises(cn.UserError, match='must differ'): cn.CEBMOutlierDetector(latent_dim=3, steps=3).fit(np.ones((50, 4)))
+
+
 def test_a_folder_below_home(tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
     monkeypatch.chdir(tmp_path)
