@@ -39,7 +39,7 @@ class Eval:
     Prints tables; writes eval.json and figures into each run folder, part by part. Example: cebm eval runs/demo --only
     few-label,ood"""
     runs: _runs  # run folders of cebm train
-    only: str = ''  # few-label, neighbours, ood, information, clusters, map, samples, conditional, with commas
+    only: str = ''  # all, or some of few-label,neighbours,ood,information,clusters,map,samples,conditional
     data: str | None = None  # evaluate on another data set than the model was trained on, of the same image shape
     on: Literal['test', 'valid'] | None = None  # which images; by default valid for NAME/validation, else test
     labels: str = '1,10,100,all'  # labels per class, separated by commas

@@ -441,7 +441,8 @@ def _open_image(path: Path) -> np.ndarray:  # (H, W) or (H, W, 3), uint8 or, fro
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
         raise UserError(f'{path} cannot be read as an image ({error}); repair or remove it') from None
 
-def _pixels(image) -> np.ndarray:
+def _pixels(image) -> np.ndarray:  # of a PIL image; an array is what it is
+    if not isinstance(image, Image.Image): return np.asarray(image)
     image = ImageOps.exif_transpose(image)
     if image.mode == 'F': raise UserError('it holds floats; save it with 8 or 16 bits')
     if image.mode.startswith('I'):
@@ -530,9 +531,9 @@ def _parts_of(path: Path, skipped: list) -> dict:  # names of parts to their fol
     if not path.is_dir(): raise FileNotFoundError(f'no folder {str(path)!r} with images')
     files, folders = _look(path, beside := [])
     found = [(_part_names[p.name.lower()], p) for p in folders if p.name.lower() in _part_names]
-    if 'train' not in (parts := dict(found)) or len(parts) == 1: return {'train': path}
-    if len(parts) < len(found):
+    if 'train' in (parts := dict(found)) and len(parts) < len(found):
         raise UserError(f'{path} must have one folder for each part, it has {", ".join(p.name for _, p in found)}')
+    if 'train' not in parts or len(parts) == 1: return {'train': path}
     others = [(p, 'beside the parts') for p in [*files, *folders] if p not in parts.values()]
     skipped += beside + others
     return parts
@@ -683,7 +684,7 @@ def load_images(
         images = ImageSet.from_array(arrays.get('test_images', arrays.get('train_images')))
     elif kind == 'folder' and len(_parts_of(path, [])) == 1:
         arrays = _read_part(path, [])[0]
-        if 255 < (white := _white(arrays)) < 65535: warnings.warn(f'{name}: {white:,} is taken for white')
+        if 255 < (white := _white(arrays)) < 65535: warnings.warn(f'{name} is deep; {white:,} is taken for white')
         images = ImageSet.from_array(_stack_images(arrays, size))
     else: images = load_data(name, root, size).test
     if (shape := tuple(images.images.shape[1:])) != tuple(in_shape):

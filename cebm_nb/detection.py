@@ -93,7 +93,7 @@ class FeatureDensity:
         self.pca = PCA(min(dims, *features.shape), whiten=True, random_state=seed).fit(features)
         spread = self.pca.explained_variance_
         self.alive = spread > 1e-6 * spread[0]  # whitening would blow up what never varies
-        if not self.alive.any(): raise UserError('training images must differ, these are all the same')
+        if not self.alive.any(): raise UserError('representations must differ, these are all the same')
         mixture = GaussianMixture(min(components, len(features)), reg_covar=1e-3, max_iter=50, random_state=seed)
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', ConvergenceWarning)  # fifty iterations are the method

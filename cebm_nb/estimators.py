@@ -113,17 +113,21 @@ def _rows(self: CEBMTransformer, X, reset=False):  # (N, features), checked
     if reset:
         self.image_shape_ = tuple(shape[1:] if len(shape) > 2 else self.image_shape or ()) or None
         self.flat_ = len(shape) <= 2
-        self.bytes_ = getattr(X, 'dtype', None) == np.uint8
     elif len(shape) > 2 and tuple(shape[1:]) != self.image_shape_:
         raise UserError(f'X must be like that of fit, images of shape {self.image_shape_}, got {tuple(shape[1:])}')
-    if self.image_shape_ and (getattr(X, 'dtype', None) == np.uint8) != self.bytes_:
-        raise UserError(f'X must be like that of fit, images of {"bytes" if self.bytes_ else "floats"}, the other came')
     if len(shape) > 2: X = np.asarray(X).reshape(len(X), -1)
     X = validate_data(self, X, reset=reset, dtype=[np.float64, np.float32, np.uint8], ensure_min_samples=1 + reset)
     if self.image_shape_ and X.shape[1] != math.prod(self.image_shape_):
         raise UserError(f'rows of images of shape {self.image_shape_} must have {math.prod(self.image_shape_)} values, '
                         f'got {X.shape[1]}')
+    if self.image_shape_ and not reset: self._check_scale(X)
     return X
+
+@patch
+def _check_scale(self: CEBMTransformer, X):  # bytes where fit saw fractions, or the other way round
+    black, white, low, high = map(float, (self.center_ - self.scale_, self.center_ + self.scale_, X.min(), X.max()))
+    if high > 2 * white - black or white > 100 and 0 < high <= 1:
+        raise UserError(f'X must be within the range of values of fit, {black:g} to {white:g}, got {low:g} to {high:g}')
 
 # %% ../nbs/29_estimators.ipynb #d31ca229
 @patch

@@ -8,7 +8,6 @@ __all__ = ['Checkpoints', 'Run', 'load_run', 'Saver', 'Rollback', 'new_run_folde
 
 # %% ../nbs/23_runs.ipynb #03975cc7
 import html
-import math
 import os
 import platform
 import shutil
@@ -95,8 +94,9 @@ class Run:
         model: nn.Module | None = None,  # of a run with a model of your own: one of the same architecture
     ) -> 'Run':
         "A run from its folder; raises FileNotFoundError or ValueError with a word on what is wrong."
-        model, metrics = load_model(folder, model, which=which), Path(folder) / 'metrics.csv'
-        return cls(Path(folder), model, read_table(metrics, 'step', 'seconds'), read_config(folder))
+        folder = Path(os.path.expanduser(folder))
+        model, metrics = load_model(folder, model, which=which), folder / 'metrics.csv'
+        return cls(folder, model, read_table(metrics, 'step', 'seconds'), read_config(folder))
 
     @property
     def name(self) -> str: return self.config['model']
@@ -254,7 +254,7 @@ def new_run_folder(
 ) -> Path:
     "A folder that holds no run yet, not created; raises FileExistsError if the one wanted does."
     if out is not None:
-        out = Path(out).expanduser()
+        out = Path(os.path.expanduser(out))
         if out.exists() and (not out.is_dir() or any(path.name != '.run.lock' for path in out.iterdir())):
             raise FileExistsError(f'{str(out)!r} exists and is not empty; choose another --out, or continue the run '
                                   f'there with --resume')
@@ -467,7 +467,7 @@ def resume(
     callbacks: tuple = (),  # functions of (trainer, used part of the budget), called after each update
 ) -> Run:
     "Go on with a run where its checkpoint left it, as if it had never stopped; raises ValueError where that cannot be."
-    folder, own, group = Path(folder), dict(sampler=sampler, objective=objective), find_group()
+    folder, own, group = Path(os.path.expanduser(folder)), dict(sampler=sampler, objective=objective), find_group()
     document = read_config(folder)
     with _writing(folder, group):
         tensors, record, path, wrong = Checkpoints(folder / 'checkpoint').newest()
@@ -489,7 +489,8 @@ def resume(
             print(f'The noise goes on as that of {group.size} times {trainer.device}, not as before')
         for word in wrong if group.first else (): print(f'{word}. Going on from {path.name}, update {trainer.step}')
         if not steps is epochs is minutes is None: budget = Budget(steps, epochs, minutes)
-        if (budget.steps or math.inf) < trainer.step:
-            raise UserError(f'the run has {trainer.step:,} updates, more than the {budget.steps:,} asked for')
+        if trainer.used(budget) > 1.05:
+            asked = ', '.join(f'{value:g} {name}' for name, value in vars(budget).items() if value is not None)
+            raise UserError(f'the run has {trainer.step:,} updates by now, more than there are in {asked}')
         document['run'] |= dict(finished=None, processes=group.size)
         return _fit(trainer, budget, folder, document | dict(budget=asdict(budget)), progress, callbacks)

@@ -14,6 +14,7 @@ import difflib
 import importlib
 import json
 import math
+import os
 import re
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -327,7 +328,7 @@ def load_model(
     which: str = 'last',  # of a run folder: 'last', or 'best' for the best along the run by its validation
 ) -> nn.Module:  # in evaluation mode, ready to encode
     "A trained model by folder, file or name; raises FileNotFoundError or ValueError where it is missing or damaged."
-    folder = Path(name)
+    folder = Path(os.path.expanduser(name))
     if not folder.is_dir():
         if folder.suffix == '.safetensors' or str(name) in pretrained_names():
             return model_from_file(_pretrained(name)).to(pick_device(device)).eval()

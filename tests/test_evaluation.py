@@ -272,10 +272,12 @@ def test_runs_of_a_folder_whose_images_differ_are_not_pooled(tmp_path):
         status, _, err = call(tmp_path, 'eval', *words, '--only', 'neighbours', '--no-floors')
         assert status == 0, err
     assert call(tmp_path, 'report', 'best', '--out', 'one')[0] == 0
-    status, _, err = call(tmp_path, 'report', 'best', 'other')
-    assert status == 2 and 'must have the same images' in err
-    status, _, err = call(tmp_path, 'train', '--resume', 'best', '--steps', 3)
-    assert status == 2 and 'the run has 5 updates, more than the 3 asked for' in err
+    assert call(tmp_path, 'report', 'best', 'other', '--out', 'two')[0] == 0
+    text = (tmp_path / 'two' / 'report.md').read_text()
+    assert text.count('\n## folder:photos, ') == 2 and ', 8x8, ' in text and ', 10x10, ' in text and '2 seeds' not in text
+    for budget in (['--steps', 3], ['--epochs', 0.01], ['--minutes', 1e-6]):
+        status, _, err = call(tmp_path, 'train', '--resume', 'best', *budget)
+        assert status == 2 and 'the run has 5 updates by now' in err, err
 
 
 @pytest.mark.parametrize('n', [12, 30])

@@ -262,6 +262,8 @@ def test_all_parts_of_a_data_set_have_one_white(tmp_path):
         for i, image in enumerate(images): image.save(tmp_path / 'deep' / part / f'{i:02d}.png')
     for data in (cn.load_data(f'folder:{tmp_path}/deep'), cn.ImageData.from_arrays(parts['train'], test=parts['test'])):
         assert data.train.images[0].unique().tolist() == data.test.images[0].unique().tolist() == [56]  # 900 of 4,095
+    mixed = cn.ImageData.from_arrays([parts['train'][0], np.full((8, 8), 2999, np.uint16), *parts['train'][2:]])
+    assert {56} in [set(image.unique().tolist()) for part in mixed.parts.values() for image in part.images]
     with pytest.warns(UserWarning, match='1,023 is taken for white'): load_images(f'folder:{tmp_path}/deep/test', (1, 8, 8))
 
 
@@ -346,8 +348,9 @@ def test_an_estimator_is_given_what_it_was_fitted_to():
     images = rng.integers(0, 256, (60, 8, 8), np.uint8)
     for fitted, other in ((images, images / 255), (images / 255, images)):
         model = cn.CEBMTransformer(latent_dim=4, steps=3, preset='smoke').fit(fitted)
-        assert model.transform(fitted).shape == (60, 4)
-        with pytest.raises(cn.UserError, match='like that of fit'): model.transform(other)
+        assert np.array_equal(model.transform(fitted), model.transform(fitted.astype(float)))
+        assert len(model.transform(np.zeros((2, 8, 8)))) == 2  # black on either scale
+        with pytest.raises(cn.UserError, match='range of values of fit'): model.transform(other)
 
 
 def test_rows_that_are_all_the_same_are_told():
@@ -358,7 +361,8 @@ def test_a_folder_below_home(tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
     monkeypatch.chdir(tmp_path)
     run = cn.train('vae', 'digits', out='~/runs/one', steps=2, **QUICK)
-    assert run.folder == tmp_path / 'runs' / 'one' and len(cn.load_run(run.folder).metrics) and not (tmp_path / '~').exists()
+    assert run.folder == tmp_path / 'runs' / 'one' and len(cn.load_run('~/runs/one').metrics) and not (tmp_path / '~').exists()
+    assert cn.resume('~/runs/one', steps=3, progress=False).config['run']['finished']['updates'] == 3
 
 
 @pytest.mark.parametrize('pixels', [np.uint8, np.int64])
