@@ -672,7 +672,7 @@ def _root(name):  # embedded sets need no folder
 # %% ../nbs/07_data.ipynb #b67ec1f0
 def load_images(
     name: str,  # one of DATA_SETS, 'folder:PATH', 'npz:FILE', 'hf:NAME'
-    in_shape: tuple,  # (channels, height, width) that they must have; a square one files are cropped and scaled to
+    in_shape: tuple,  # (channels, height, width) of each; files are cropped and scaled to it where it is square
     root: str | Path | None = None,  # where downloads are kept
 ) -> ImageSet:
     "The test part of a data set where it has one, else all of it; raises as `load_data`, and on another shape."

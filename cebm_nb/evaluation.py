@@ -720,7 +720,7 @@ class EvaluationFolder:
         write_json(self.folder / 'eval.json', result)
 
 # %% ../nbs/18_evaluation.ipynb #66af0f08
-def _check_evaluation(model, data, draws, labels, ood_images, ood_noise):  # raises UserError on what cannot be
+def _check_evaluation(model, data, draws, labels, ood_images, ood_noise):  # raises UserError
     if ood_images is not None and ood_images < 1 or ood_noise < 0:
         raise UserError(f'ood_images must be at least 1 and ood_noise at least 0, got {ood_images} and {ood_noise}')
     if not isinstance(model, nn.Module):

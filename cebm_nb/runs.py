@@ -488,9 +488,10 @@ def resume(
         if not trainer.load_state(tensors, record, str(path)) and group.first:
             print(f'The noise goes on as that of {group.size} times {trainer.device}, not as before')
         for word in wrong if group.first else (): print(f'{word}. Going on from {path.name}, update {trainer.step}')
-        if not steps is epochs is minutes is None: budget = Budget(steps, epochs, minutes)
-        if trainer.used(budget) > 1.05:
-            asked = ', '.join(f'{value:g} {name}' for name, value in vars(budget).items() if value is not None)
-            raise UserError(f'the run has {trainer.step:,} updates by now, more than there are in {asked}')
+        if not steps is epochs is minutes is None:
+            budget = Budget(steps, epochs, minutes)
+            if trainer.used(budget) > 1.05:  # a clock overshoots a little
+                asked = ', '.join(f'{value:g} {name}' for name, value in vars(budget).items() if value is not None)
+                raise UserError(f'the run has {trainer.step:,} updates by now, more than there are in {asked}')
         document['run'] |= dict(finished=None, processes=group.size)
         return _fit(trainer, budget, folder, document | dict(budget=asdict(budget)), progress, callbacks)

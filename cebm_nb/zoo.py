@@ -30,7 +30,8 @@ from .conjugacy import MixturePrior, Prior
 from .fast import pick_device
 from .families import seeded
 from .models import CEBM, IGEBM
-from .settings import ENCODERS, FAMILIES, MODELS, Config, UserError, change, check_name, config_path, read_document
+from .settings import (ENCODERS, FAMILIES, MODELS, Config, UserError, change, check_name, config_path,
+                              read_document)
 from .storage import check_plain, first_line, load_tensors, load_weights, read_json, save_weights, write_json
 
 # %% ../nbs/22_zoo.ipynb #3a62a29c
