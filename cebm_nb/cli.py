@@ -118,6 +118,7 @@ class Resume:
     epochs: float | None = None  # passes over the training set; or
     minutes: float | None = None  # minutes on the clock; the run's own by default
     device: str | None = None  # where to compute; the run's own by default
+    data: str | None = None  # where the same images lie now, if not where they lay, such as folder:PATH
     root: str | None = None  # folder with downloaded data
     quiet: bool = False  # no progress bar
 
@@ -129,7 +130,7 @@ class Train:
     Without arguments: a CEBM on 4,000 MNIST digits, some minutes on two cores. Ctrl-C ends a run cleanly, with exit
     status 130."""
     out: str | None = None  # run folder; a new one below runs/ by default
-    resume: str | None = None  # go on with the run in this folder; with a budget, --device, --root, --quiet only
+    resume: str | None = None  # go on with the run in this folder; with a budget, --data, --device, --root, --quiet only
     config: str | None = None  # what to begin with: a recipe (fashion-mnist), or a file, such as a run's config.json
     print_config: bool = False  # print the configuration, and train nothing
     root: str | None = None  # folder for downloaded data; ~/.cache/cebm_nb by default
@@ -229,6 +230,7 @@ def draw_run(
     run,  # a finished `Run`
     root: str | None = None,  # folder with downloaded data
     device: str = 'auto',  # where to compute
+    data: str | None = None,  # where the images lie now, if not where they lay
 ):
     "Curves, samples and, where the model can, reconstructions of test images, into the run's `figures`."
     import torch
@@ -242,7 +244,7 @@ def draw_run(
     else: samples = sample_images(run, min(100, len(run.chains)), steps=50, device=device)
     save(plot_images(samples), 'samples')
     if hasattr(run.model, 'reconstruct'):
-        x = run_data(run.config, root=root).test.to_float(slice(10), next(run.model.parameters()).device)
+        x = run_data(run.config, data, root).test.to_float(slice(10), next(run.model.parameters()).device)
         with torch.no_grad(): pairs = torch.cat([x, run.model.eval().reconstruct(x)])
         save(plot_images(pairs.cpu(), columns=10), 'reconstructions')
 
@@ -266,12 +268,12 @@ def _train(args):
 def _resume(o):
     config_path(o.resume)
     from cebm_nb.runs import resume
-    return _ended(resume(o.resume, root=o.root, steps=o.steps, epochs=o.epochs, minutes=o.minutes, device=o.device,
-                         progress=not o.quiet), o.root, o.device or 'auto')
+    return _ended(resume(o.resume, data=o.data, root=o.root, steps=o.steps, epochs=o.epochs, minutes=o.minutes,
+                         device=o.device, progress=not o.quiet), o.root, o.device or 'auto', o.data)
 
-def _ended(run, root, device) -> int:
+def _ended(run, root, device, data=None) -> int:
     if int(os.environ.get('RANK', 0)): return 0  # the first process tells
-    draw_run(run, root, device)
+    draw_run(run, root, device, data)
     done = run.config['run']['finished']
     print(f'{done["updates"]:,} updates in {done["seconds"] / 60:.1f} minutes, {done["status"]}. Samples and curves: '
           f'{run.folder / "figures"}')
@@ -360,6 +362,8 @@ def _sample(args):
 def _report(args):
     o = parse(Report, args, 'cebm report')
     if not o.runs: raise UserError('name run folders, such as: cebm report runs/*')
+    for folder in o.runs:
+        if not Path(folder).exists(): config_path(folder)  # says so
     from cebm_nb.report import without_evaluation, write_report
     for folder in without_evaluation(o.runs): print(f'Passed over, not evaluated: {folder}')
     print(f'Written: {write_report(o.runs, o.out, o.title, o.root, o.pictures)}')

@@ -437,14 +437,16 @@ def _fit(trainer, budget, folder, config, progress, callbacks=(), track=None) ->
 # %% ../nbs/23_runs.ipynb #8de22333
 def run_data(
     config: dict,  # what config.json of a run holds
-    data: ImageData | None = None,  # that of the run, where it was not loaded by name
+    data: ImageData | str | None = None,  # that of the run, where it was not loaded by name or lies elsewhere now
     root: str | Path | None = None,  # where downloaded data lie
 ) -> ImageData:
     "The data of a run; raises ValueError where they are not, or no longer, those that it was trained on."
+    if isinstance(data, str): data = load_data(data, root, config['image_size'])
     if data is None:
         try: data = load_data(config['data'], root, config['image_size'])
         except (ValueError, FileNotFoundError) as error:
-            raise type(error)(f'{error}; trained on {config["data"]!r}: pass data= if that is your own') from None
+            raise type(error)(f'{error}; trained on {config["data"]!r}: pass data=, or --data, if that is your own or '
+                              f'lies elsewhere now') from None
     if data.fingerprint != config['run']['data']:
         raise UserError(f'these data are not those of the run: {data} has the fingerprint {data.fingerprint}, '
                          f'{config["data"]!r} had {config["run"]["data"]}; pass data=, or evaluate on others with '
@@ -455,7 +457,7 @@ def run_data(
 def resume(
     folder: str | Path,  # a run folder with a checkpoint
     model: nn.Module | None = None,  # of a run with a model of your own: one of the same architecture
-    data: ImageData | None = None,  # of a run with data of your own: the same
+    data: ImageData | str | None = None,  # of a run with data of your own, or that lie elsewhere now: the same images
     root: str | Path | None = None,  # where downloaded data lie
     steps: int | None = None,  # a new budget in updates, counted from the start of the run; or
     epochs: float | None = None,  # the same in epochs; or

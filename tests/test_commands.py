@@ -248,7 +248,7 @@ def test_the_preset_shows_its_values_and_the_document_is_the_configuration(folde
     assert status == 2 and "unknown setting 'sampler'" in err
 
 
-@pytest.mark.parametrize('line', ['--help', '--version', 'trian', 'train --help', 'train --stepz 3', 'train --data mnsit', 'train --model gpt', 'train --resume nowhere', 'eval nowhere', 'sample nowhere'])
+@pytest.mark.parametrize('line', ['--help', '--version', 'trian', 'train --help', 'train --stepz 3', 'train --data mnsit', 'train --model gpt', 'train --resume nowhere', 'eval nowhere', 'sample nowhere', 'report nowhere'])
 def test_commands_answer_without_what_is_slow(line, tmp_path):
     code = f"import sys; from cebm_nb.cli import main\ntry: main({line.split()!r})\nexcept SystemExit: pass\nprint(*{{'torch', 'numpy', 'sklearn', 'pandas', 'matplotlib'}} & {{*sys.modules}}, file=sys.stderr)"
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=tmp_path)

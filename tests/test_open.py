@@ -155,6 +155,20 @@ def folder_of(path, n, seed=0):
         Image.fromarray(pixels[i]).save(path / 'ab'[i % 2] / f'{i:03}.png')
 
 
+def test_a_run_goes_on_with_its_images_at_another_place(tmp_path):
+    folder_of(tmp_path / 'photos', 100)
+    straight = cn.train('cebm', f'folder:{tmp_path}/photos', out=tmp_path / 'straight', steps=9, options=dict(latent_dim=4), **QUICK)
+    cn.train('cebm', f'folder:{tmp_path}/photos', out=tmp_path / 'run', steps=5, options=dict(latent_dim=4), **QUICK)
+    (tmp_path / 'photos').rename(tmp_path / 'archive')
+    folder_of(tmp_path / 'others', 100, seed=1)
+    for words, told in ((), '--data'), (['--data', 'folder:others'], 'not those of the run'):
+        status, _, err = call(tmp_path, 'train', '--resume', 'run', '--steps', 9, *words)
+        assert status == 2 and told in err and len(err.splitlines()) == 1
+    status, _, err = call(tmp_path, 'train', '--resume', 'run', '--steps', 9, '--data', 'folder:archive', '--quiet')
+    assert status == 0, err
+    for a, b in zip(straight.model.parameters(), cn.load_model(tmp_path / 'run').parameters()): assert torch.equal(a, b)
+
+
 def test_a_folder_that_grows_keeps_its_split_and_is_noticed(tmp_path):
     folder_of(tmp_path / 'photos', 100)
     data = cn.load_data(f'folder:{tmp_path}/photos')
