@@ -7,6 +7,7 @@ __all__ = ['Eval', 'Sample', 'Report', 'Sweep', 'Bench', 'Resume', 'Train', 'tra
            'parse', 'use', 'draw_run', 'parse_labels', 'run_command', 'main']
 
 # %% ../nbs/32_cli.ipynb #539d073b
+import ast
 import contextlib
 import dataclasses
 import functools
@@ -130,7 +131,7 @@ class Train:
     Without arguments: a CEBM on 4,000 MNIST digits, some minutes on two cores. Ctrl-C ends a run cleanly, with exit
     status 130."""
     out: str | None = None  # run folder; a new one below runs/ by default
-    resume: str | None = None  # go on with the run in this folder; with a budget, --data, --device, --root, --quiet only
+    resume: str | None = None  # go on with the run in this folder; with a budget, --data, --device, --root or --quiet
     config: str | None = None  # what to begin with: a recipe (fashion-mnist), or a file, such as a run's config.json
     print_config: bool = False  # print the configuration, and train nothing
     root: str | None = None  # folder for downloaded data; ~/.cache/cebm_nb by default
@@ -165,9 +166,14 @@ def train_options(config: Config) -> type:
     return dataclasses.make_dataclass('Train', options, namespace=dict(__doc__=Train.__doc__))
 
 # %% ../nbs/32_cli.ipynb #73c7ba84
+def _literal(text):  # a number or a list of --encoder-options; other text stays what it is
+    try: return ast.literal_eval(text) if isinstance(text, str) else text
+    except (ValueError, SyntaxError): return text
+
 def to_document(options, config: Config) -> dict:
     "The document that parsed options say, for `read_document`."
-    def values(owner): return {f.name: getattr(options, f.name) for f in fields(owner) if f.name not in _groups}
+    def read(value): return {k: _literal(v) for k, v in value.items()} if isinstance(value, dict) else value
+    def values(owner): return {f.name: read(getattr(options, f.name)) for f in fields(owner) if f.name not in _groups}
     plain = {name: asdict(v) if dataclasses.is_dataclass(v) else v for name, v in values(config).items()}
     groups = {name: {k: asdict(v) if dataclasses.is_dataclass(v) else v
                      for k, v in values(getattr(config, name)).items()} for name in _groups}

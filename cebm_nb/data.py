@@ -199,10 +199,14 @@ class ImageData:
     def in_shape(self) -> tuple: return tuple(self.train.images.shape[1:])
 
     @property
+    def extent(self) -> float:
+        "The largest absolute value of the training set: 1 for images, whose range is [-1, 1]."
+        return 1. if self.train.images.dim() == 4 else float(self.train.images.abs().max())
+
+    @property
     def reach(self) -> float:
-        "Half the width of the domain, 1.5 times the largest absolute value: 1.5 for images, whose range is [-1, 1]."
-        images = self.train.images
-        return 1.5 if images.dim() == 4 else 1.5 * float(images.abs().max()) or 1.5
+        "Half the width of the domain, 1.5 times the largest absolute value."
+        return 1.5 * self.extent or 1.5
 
     @property
     def fingerprint(self) -> str:

@@ -110,6 +110,8 @@ def fit(self: CEBMTransformer, X, y=None):
 @patch
 def _rows(self: CEBMTransformer, X, reset=False):  # (N, features), checked
     shape = X.shape if hasattr(X, 'shape') else np.asarray(X).shape
+    if not isinstance(self.image_shape, tuple | list | None):
+        raise UserError(f'image_shape must be (H, W) or (H, W, C), got {self.image_shape!r}')
     if reset:
         self.image_shape_ = tuple(shape[1:] if len(shape) > 2 else self.image_shape or ()) or None
         self.flat_ = len(shape) <= 2
@@ -126,7 +128,7 @@ def _rows(self: CEBMTransformer, X, reset=False):  # (N, features), checked
 @patch
 def _check_scale(self: CEBMTransformer, X):  # bytes where fit saw fractions, or the other way round
     black, white, low, high = map(float, (self.center_ - self.scale_, self.center_ + self.scale_, X.min(), X.max()))
-    if high > 2 * white - black or white > 100 and 0 < high <= 1:
+    if high > 2 * white - black or low < black - (white - black) / 2 or white > 8 and 0 < high <= 1:
         raise UserError(f'X must be within the range of values of fit, {black:g} to {white:g}, got {low:g} to {high:g}')
 
 # %% ../nbs/29_estimators.ipynb #d31ca229
@@ -145,11 +147,19 @@ def _inputs(self: CEBMTransformer, X):  # a tensor, (N, features) or (N, C, H, W
 
 # %% ../nbs/29_estimators.ipynb #1d907d65
 @patch
-def _options(self: CEBMTransformer): return dict(latent_dim=self.latent_dim) | (self.options or {})
+def _options(self: CEBMTransformer):
+    for name in ('options', 'settings'):
+        if not isinstance(given := getattr(self, name), dict | None):
+            raise UserError(f'{name} must be names and values, got {given!r}')
+    return dict(latent_dim=_plain(self.latent_dim)) | (self.options or {})
+
+def _plain(number): return number.item() if isinstance(number, np.generic) else number  # as a search gives them
 
 @patch
 def _make_trainer(self: CEBMTransformer, x):
     given = isinstance(self.random_state, (int, np.integer))
+    if given and not 0 <= self.random_state < 2**32:
+        raise UserError(f'random_state must be from 0 to 2**32 - 1, got {self.random_state}')
     seed = int(self.random_state) if given else int(check_random_state(self.random_state).randint(2**31))
     if x.dim() == 4 and x.abs().max() > 1 + 1e-6:
         raise UserError('X must be within the range of values of the first fit; scale it, or fit without warm_start')
@@ -169,7 +179,7 @@ def _train(self: CEBMTransformer, x, going_on):
     def tell(trainer, used):
         if trainer.step % 100 == 0: print(f'update {trainer.step}: {trainer.describe(trainer.rows[-1])}')
     callbacks = (HealthyState(trainer), *[tell] * bool(self.verbose))
-    trainer.fit(Budget(steps=self.steps, minutes=self.max_minutes), callbacks)
+    trainer.fit(Budget(steps=_plain(self.steps), minutes=_plain(self.max_minutes)), callbacks)
     tensors, record = trainer.state()
     if self.warm_start: self.training_ = {name: t.cpu() for name, t in tensors.items()}, record
     elif hasattr(self, 'training_'): del self.training_
@@ -253,13 +263,14 @@ class CEBMClusterer(ClusterMixin, CEBMTransformer):
 # %% ../nbs/29_estimators.ipynb #c211b433
 @patch
 def _options(self: CEBMClusterer):
-    own = dict(components=self.n_clusters) if self.method == 'components' else {}
+    own = dict(components=_plain(self.n_clusters)) if self.method == 'components' else {}
     return super(CEBMClusterer, self)._options() | own
 
 @patch
 def _make_trainer(self: CEBMClusterer, x):
-    if self.n_clusters > (n := len(x)):
-        raise UserError(f'n_clusters must be at most n_samples={n}, the rows of X, got {self.n_clusters}')
+    k, n = self.n_clusters, len(x)
+    if not isinstance(k, (int, np.integer)) or not 1 <= k <= n:
+        raise UserError(f'n_clusters must be from 1 to at most n_samples={n}, the rows of X, got {k!r}')
     return super(CEBMClusterer, self)._make_trainer(x)
 
 @patch
@@ -292,8 +303,8 @@ class CEBMOutlierDetector(OutlierMixin, CEBMTransformer):
     def fit(self, X, y=None):
         "Learn from the rows of X, and set the threshold; raises ValueError on an unknown method."
         check_name('method', self.method, self._methods)
-        if not 0 < self.contamination <= 0.5:
-            raise UserError(f'contamination must be above 0 and at most 0.5, got {self.contamination}')
+        if not isinstance(self.contamination, (int, float)) or not 0 < self.contamination <= 0.5:
+            raise UserError(f'contamination must be above 0 and at most 0.5, got {self.contamination!r}')
         if self.method == 'energy' and not _has_energy(self): raise UserError(f'{self.model} has no energy')
         super().fit(X)
         if self.method != 'energy':

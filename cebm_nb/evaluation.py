@@ -37,8 +37,8 @@ from .models import Pixel
 from .plots import (is_floor, plot_chain_energies, plot_confusion, plot_differences, plot_few_label, plot_images,
                            plot_map, plot_rows, plot_scores, save_figure)
 from .representation import (HOG, PrincipalComponents, balanced_draw, component_record, encode_images, few_label,
-                                    fit_classifier, information_record, kmeans_record, map_record, nearest_neighbours,
-                                    neighbour_record, paired_difference, rescaled, spread_labels)
+                                    fit_classifier, information_record, kmeans_record, map_record, most_classes,
+                                    nearest_neighbours, neighbour_record, paired_difference, rescaled, spread_labels)
 from .samples import (chain_diagnostics, chain_paths, distance_records, frechet_distance, inception_features,
                              sample_images, start_of_chains, train_features)
 from .settings import UserError, check_name
@@ -198,7 +198,7 @@ def _compare(rows, floors, labels):  # the paired difference of each row from th
     for r in rows:
         same = [f for f in floors if key(f) == key(r) and len(f['predictions']) == len(r['predictions'])]
         def difference(f): return list(paired_difference(r['predictions'], f['predictions'], labels))
-        if same: r['against'] = {f['representation']: difference(f) for f in same}
+        if same and len(labels) > 1: r['against'] = {f['representation']: difference(f) for f in same}
     return rows
 
 # %% ../nbs/18_evaluation.ipynb #c98be0ff
@@ -253,9 +253,9 @@ class FewLabel(Part):
             return _percent(r['accuracy_mean']) + spread + ('' if r['converged'] else '*')
         rows = {}
         for r in records:
-            row = rows.setdefault(f"{r['representation']}, {r['read_out']}", {})
+            row = rows.setdefault(f"{r['representation']}, {r.get('read_out', 'logistic')}", {})
             row[str(r['labels_per_class'])] = cell(r)
-            if r['nll'] is not None:
+            if r.get('nll') is not None:
                 row['NLL / ECE'] = f"{r['nll']:.2f} / {_percent(r['ece'])} at {r['labels_per_class']}"
         table = pd.DataFrame.from_dict(rows, orient='index').rename_axis('labels per class', axis=1).fillna('')
         return table[sorted(table, key=lambda name: 'NLL' in name)]  # the counts first
@@ -304,15 +304,16 @@ class Neighbours(Part):
         s.needs('encode')
         records = [s.once(('neighbours', name), lambda: neighbour_record(s.codes(name), s.data, name))
                    for name in s.floors] + [neighbour_record(s.codes(), s.data, s.name)]
-        return PartResult(records, neighbour_figures(records, s.data), [] if s.labelled
-                          else [f'accuracy: {s.data.name} has no labels'])
+        notes = [] if s.labelled else [f'accuracy: {s.data.name} has no labels']
+        if s.labelled and records[0]['confusion'] is None: notes = [f'confusion: more than {most_classes} classes']
+        return PartResult(records, neighbour_figures(records, s.data), notes)
 
     def table(self, records: list) -> pd.DataFrame:
         "Accuracies, and that of one neighbour for each class."
         return pd.DataFrame.from_dict({r['representation']: {'1': _percent(r['agreement'])}
             | {str(k): _percent(r[f'accuracy_{k}']) for k in (5, 20)}
-            | {f'class {i}': _percent(row[i], 0) for i, row in enumerate(r['confusion'])}
-            for r in records if r['confusion']}, orient='index')
+            | {f'class {i}': _percent(row[i], 0) if any(row) else '' for i, row in enumerate(r['confusion'] or [])}
+            for r in records if r['agreement'] is not None}, orient='index')
 
 # %% ../nbs/18_evaluation.ipynb #d92b763b
 class DetectionRecord(TypedDict):
@@ -351,13 +352,14 @@ class Detection(Part):
     def run(self, s: Subject) -> PartResult:
         "By every score that the model has; the floors first."
         s.needs('encode', 'energy', images=True)
+        if (n := len(s.data.train)) < 20: raise Skipped(f'{s.data.name} has {n} training images, fewer than 20')
         what = s.ood_images, *s.outside
         real = {file_name(name): images for name, images in s.outside.items()} or None
         sets = s.once(('outliers', *what), lambda: outlier_sets(s.data, s.ood_images, root=s.root, real=real))
         floor = s.once(('ood', s.ood_noise, *what), lambda: self.floor(s, sets)) if s.floors else []
         scores = detection_scores(s.model, s.data, sets, device=s.device, noise=s.ood_noise)
         records, problems = detection_records(scores, s.name)
-        chosen = choose_score(s.model, s.data, device=s.device)[0] if len(s.data.train) > 1 else None
+        chosen = choose_score(s.model, s.data, device=s.device)[0]
         def about(r): return dict(chosen=r['score'] == chosen and r['representation'] == s.name,
                                   noise=0. if r['score'] == 'complexity' else s.ood_noise)
         records = [r | about(r) for r in floor + records]
@@ -541,6 +543,7 @@ class Samples(Part):
         s.needs('sample', 'energy', images=True)
         s.needs_chains()
         if len(s.data.test) < 8: raise Skipped(f'{s.data.name} has {len(s.data.test)} test images, fewer than 8')
+        if min(s.data.in_shape[1:]) < 8: raise Skipped(f'{s.data.name} has images of fewer than 8 x 8 pixels')
         if hasattr(s.model, 'sample'):
             sets, diagnosed, figures = {'from prior': sample_images(s.run, 1000, device=s.device)}, {}, {}
         else: sets, diagnosed, figures = _chain_samples(s)
@@ -759,6 +762,9 @@ def evaluate(
     """Evaluate a model on images it has not seen, with the pixels beside it; raises ValueError on unknown parts and
     other shapes."""
     run, model = (model, model.model) if hasattr(model, 'folder') else (None, model)
+    if run and data.name == f'{run.config["data"]}/validation':
+        raise UserError(f'the run has seen the images that {data.name} holds out; evaluate it on {run.config["data"]}, '
+                        f'or train on {data.name}')
     labels, outside = (tuple(v) if isinstance(v, (tuple, list)) else (v,) for v in (labels, outside))
     _check_evaluation(model, data, draws, labels, ood_images, ood_noise)
     parts = [check_name('part', part, evaluation_parts) for part in (evaluation_parts if parts is None else parts)]
@@ -864,7 +870,7 @@ def measure(self: Validation, trainer: Trainer) -> dict:
     if hasattr(trainer, 'buffer'):
         chains = trainer.buffer.chains[trainer.buffer.counted].cpu().flatten(1).clamp(-1, 1).numpy()
         drawn = (chains - self.centre) @ self.directions
-        if len(chains) > 1: row['frechet_pixels'] = frechet_distance(self.real, drawn)
+        if min(len(chains), len(self.real)) > 1: row['frechet_pixels'] = frechet_distance(self.real, drawn)
     return row
 
 @patch

@@ -212,16 +212,19 @@ class FrozenEnergy:
     """The energy of a model with its weights held still: (B, ...) -> (B,), differentiable in x once; float32 or
     float64.
 
-    Raises ValueError on inputs that are not floating point, and on an energy that is not one number for each input."""
+    Raises ValueError on inputs that are not floating point or of another shape than the model's, and on an energy that
+    is not one number for each input."""
     piece_bytes = 16 * 2**20  # of the largest activation of a piece, on a CPU
 
     def __init__(self,
         model: nn.Module,  # with `energy`
         precision: str = 'auto',  # 'auto', 'float32' or 'bfloat16'; a model in float64 stays there
     ):
+        if not callable(getattr(model, 'energy', None)): raise UserError(f'{type(model).__name__} has no energy(x)')
         weights = next(model.parameters(), torch.zeros(()))  # a model may have none
         self.model, self.device, self.energy = channels_last(model), weights.device, energy_function(model)
         self.half = weights.dtype != torch.float64 and pick_dtype(self.device, precision) == torch.bfloat16
+        self.in_shape = tuple(getattr(model, 'in_shape', ()))
         self.piece = None  # images in a piece, known when the first comes
         self.graphs = CUDAGraphs(model)
         if self.device.type == 'cpu': keep_memory()
@@ -257,6 +260,8 @@ def _largest_output(model, energy, x) -> int:  # bytes of the largest tensor tha
 @patch
 def _pieces(self: FrozenEnergy, x) -> tuple:
     if not x.is_floating_point(): raise UserError(f'images must be floating point, got {x.dtype}')
+    if self.in_shape and x.shape[1:] != self.in_shape:
+        raise UserError(f'images must have the shape (B, {", ".join(map(str, self.in_shape))}), got {tuple(x.shape)}')
     if self.device.type != 'cpu' or not len(x): return x,
     if self.piece is None:
         with torch.no_grad(): self.piece = max(1, self.piece_bytes // _largest_output(self.model, self._value, x[:1]))

@@ -28,6 +28,8 @@ class HubModel(hub.ModelHubMixin):
     ):
         if model_config(network) is None:
             raise UserError(f'{type(network).__name__} was not made by create_model, it cannot be described in a file')
+        if card and not {'model', 'data', 'few_label', 'limits'} <= set(card):
+            raise UserError(f'card must be what make_card gives, got {", ".join(map(str, card))}')
         self.network, self.card = network, card or {}
 
     def _save_pretrained(self, save_directory: Path):
@@ -35,6 +37,8 @@ class HubModel(hub.ModelHubMixin):
         tensors = {name: t.contiguous() for name, t in self.network.state_dict().items()}
         save_weights(save_directory / 'model.safetensors', tensors, about)
         write_json(save_directory / 'config.json', about)
+        card = save_directory / 'README.md'  # that of what was here before would stay
+        if card.exists(): card.replace(card.with_name('README-before.md'))
 
     def push_to_hub(self, repo_id: str, *, model_card_kwargs: dict | None = None, **options):
         "Put the model into a repository of the hub; the options are those of huggingface_hub."
@@ -82,7 +86,8 @@ def metadata(
                             metric_value=round(100 * r['accuracy_mean'], 2),
                             metric_name=f'% with {r["labels_per_class"]} labels per class, logistic regression')
              for r in card.get('few_label', [])
-             if r['representation'] == model and r.get('read_out', 'logistic') == 'logistic']
+             if r['representation'] == model and r.get('read_out', 'logistic') == 'logistic'
+             and card.get('on', 'test') == 'test']
     return hub.ModelCardData(
         library_name='cebm_nb', license=card.get('licence', 'unknown').lower().replace(' ', '-'), model_name=name,
         tags=['energy-based-model', 'representation-learning', *[model] * bool(model)],

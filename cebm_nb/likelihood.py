@@ -26,6 +26,8 @@ def log_partition(
     dim = math.prod(model.in_shape)
     if dim > 2: raise UserError(f'a grid serves one or two dimensions, got {dim}; use bracket')
     reach = float(model.reach) if reach is None else reach
+    if points < 1 or not 0 < reach < math.inf:
+        raise UserError(f'points must be at least 1 and reach positive and finite, got {points} and {reach}')
     axis = torch.linspace(-reach, reach, 2 * points + 1)[1::2]
     grid = torch.cartesian_prod(*[axis] * dim).view(-1, dim)
     values = torch.cat([model.log_prob_unnormalised(part).double() for part in grid.split(20_000)])
@@ -97,8 +99,9 @@ def bracket(
 ) -> Bracket:
     """log Z from below and from above, B particles each; the upper bound holds as far as the samples are the model's.
 
-    Raises ValueError on samples outside the box."""
-    if (far := float(samples.abs().max())) > float(model.reach):
+    Raises ValueError on samples outside the box, and on less than one step."""
+    if steps < 1: raise UserError(f'steps must be at least 1, got {steps}')
+    if not (far := float(samples.abs().max())) <= float(model.reach):  # nor where it is not a number
         raise UserError(f'samples must lie in the box [-{float(model.reach):g}, {float(model.reach):g}], got {far:g}; '
                         f'see reflect')
     reach, betas = float(model.reach), torch.linspace(0, 1, steps + 1, dtype=torch.float64)**4  # dense at 0

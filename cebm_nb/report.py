@@ -589,8 +589,8 @@ def make_card(
     ood = [{k: r[k] for k in ('representation', 'score', 'outside', 'auroc', 'chosen')} for r in run.result['ood']]
     best = read_weights(_run_folder(run.folder), 'best')[2]['step'] if _is_best(run.folder) else None
     return dict(model=config['model'], data=run.result['data'], train_images=run.result['train_images'],
-                test_images=run.result['test_images'], command=training_command(config), updates=done.get('updates'),
-                best=best,
+                test_images=run.result['test_images'], on=run.result['on'], command=training_command(config),
+                updates=done.get('updates'), best=best,
                 minutes=round(done['seconds'] / 60, 1) if done else None, versions=run.versions, few_label=few,
                 ood=ood, information=run.result['information'], limits=limits, licence=licence)
 
@@ -605,11 +605,12 @@ def card_text(
              f"{card['updates']:,} updates in {card['minutes']} minutes")
     if card['best']:
         shape += f"; of these the model at update {card['best']:,}, which labels of training images have chosen"
+    on = dict(valid='validation', train='training').get(card.get('on'), 'test')
     lines = [f'# {name}', f"{shape} ({as_text(card['versions'].get('machine') or 'machine not noted')}; commit "
              f"{as_text(card['versions'].get('commit') or 'not noted')}).",
              f"Use: `load_model('{name}')`, then `encode(x)`, and `energy(x)` and `posterior(x)` where the model has "
                  f"them.",
-             f"{PARTS['few-label'].title}; {card['test_images']:,} test images.",
+             f"{PARTS['few-label'].title}; {card['test_images']:,} {on} images.",
              markdown_table(PARTS['few-label'].table(card['few_label']))]
     if card['ood']:
         rows = {}

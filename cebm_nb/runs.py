@@ -308,7 +308,7 @@ def model_presets(model: nn.Module) -> dict:
     return MODELS[config['name']].presets if config else getattr(trainer_class(model), 'presets', energy_presets)
 
 # %% ../nbs/23_runs.ipynb #01d712e1
-def _check_asked(model, data, device, image_size, options, track):  # what can be told before anything is loaded
+def _check_asked(model, data, device, image_size, options, track, callbacks):  # what can be told at once
     pick_device(device)
     check_name('model', model, trainable_names()) if isinstance(model, str) else trainer_class(model)
     if track is not None:
@@ -318,9 +318,15 @@ def _check_asked(model, data, device, image_size, options, track):  # what can b
         raise UserError(f'options must be names and values, got {options!r}')
     if image_size is not None and not isinstance(data, str):
         raise UserError('image_size is for folders and npz files, these data are loaded')
+    if not isinstance(callbacks, (tuple, list)) or not all(map(callable, callbacks)):
+        raise UserError(f'callbacks must be a list of functions, got {callbacks!r}')
+    if (made := None if isinstance(model, str) else model_config(model)) and str(create_model(**made)) != str(model):
+        raise UserError(f'the model was changed since create_model made it; make it with {type(model).__name__}(...)')
+
+def _name(function) -> str: return getattr(function, '__name__', type(function).__name__)
 
 def _first_record(trainer, data, own) -> dict:  # `run` of config.json
-    own = {k: getattr(v, '__name__', type(v).__name__) for k, v in own.items() if v}
+    own = {k: _name(v) for k, v in own.items() if v}
     return dict(in_shape=list(data.in_shape), data=data.fingerprint, device=str(trainer.device), versions=versions(),
                 processes=trainer.group.size, own=own, rollbacks=[], finished=None)
 
@@ -351,7 +357,7 @@ def train(
     "Train a model and leave a run folder; raises ValueError and OSError before it starts, DivergenceError later."
     named = data if isinstance(data, str) else None
     if isinstance(sampler, dict): sampler, settings = None, settings | dict(sampler=sampler)
-    _check_asked(model, data, device, image_size, options, track)
+    _check_asked(model, data, device, image_size, options, track, callbacks)
     data = as_data(data, root, image_size)
     if data.skipped: print(data.note)
     if isinstance(model, str): model = create_model(model, data.in_shape, seed, **options or {})
@@ -479,6 +485,8 @@ def resume(
             raise UserError(f'the run was trained with {words} of yours; pass {" and ".join(f"{k}=" for k in missing)}')
         if added := [k for k, value in own.items() if value is not None and k not in document['run']['own']]:
             raise UserError(f'the run was trained without {" and ".join(added)} of yours; leave out {added[0]}=')
+        for k, name in document['run'].get('own', {}).items():
+            if _name(own[k]) != name: raise UserError(f'the run was trained with the {k} {name}, got {_name(own[k])}')
         model = model_from_config(document, folder / 'config.json') if model is None else model
         saved = folder / 'model.safetensors'
         if saved.is_file():  # a run that is killed while it begins has a checkpoint and no model yet

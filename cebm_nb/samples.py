@@ -94,7 +94,8 @@ def sample_images(
 ) -> Tensor:  # (n, C, H, W), about in [-1, 1]
     """Draw images from a trained model; raises ValueError on impossible numbers, FileNotFoundError when the run has no
     buffer."""
-    if n < 1: raise UserError(f'n must be at least 1, got {n}')
+    if n < 1 or not 0 <= seed < 2**63: raise UserError(f'n must be at least 1 and seed from 0, got {n} and {seed}')
+    if not hasattr(run, 'folder'): raise UserError(f'run must be a Run, got {type(run).__name__}; see load_run')
     device = pick_device(device)
     if hasattr(run.model, 'sample'):
         if steps is not None or start is not None:
@@ -188,7 +189,7 @@ def frechet_distance(
 ) -> float:
     "Squared Fréchet distance of the Gaussians with the moments of two sets of features."
     first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
-    a, b = np.cov(first, rowvar=False), np.cov(second, rowvar=False)
+    a, b = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (first, second))
     half = _root(a)
     cross = np.sqrt(eigh(half @ b @ half, eigvals_only=True).clip(0)).sum()
     return float(((first.mean(0) - second.mean(0)) ** 2).sum() + np.trace(a) + np.trace(b) - 2 * cross)

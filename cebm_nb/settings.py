@@ -173,8 +173,10 @@ class OptimiserSettings:
 
     def __post_init__(self):
         check_types(self)
-        check_numbers(self, 'learning_rate grad_clip', 'warmup', 'beta1 beta2')
-        if not 0 <= self.average < 1: raise UserError(f'average must be from 0 to below 1, got {self.average}')
+        check_numbers(self, 'learning_rate grad_clip', 'warmup')
+        for name in ('beta1', 'beta2', 'average'):
+            if not 0 <= (value := getattr(self, name)) < 1:
+                raise UserError(f'{name} must be from 0 to below 1, got {value}')
 
 # %% ../nbs/21_settings.ipynb #a62b8615
 @dataclass(frozen=True)

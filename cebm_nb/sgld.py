@@ -65,7 +65,8 @@ class GibbsLangevin:
         kernel: SGLD,  # how to move x; its steps are those of a whole call
         inner: int = 1,  # steps between two draws of z
     ):
-        if kernel.steps % inner: raise UserError(f'inner must divide the {kernel.steps} steps, got {inner}')
+        if inner < 1 or kernel.steps % inner:
+            raise UserError(f'inner must divide the {kernel.steps} steps, got {inner}')
         self.model, self.kernel, self.inner, self.temperature = model, kernel, inner, kernel.temperature
 
     def __call__(self, energy: Callable, x0: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -96,6 +97,7 @@ class ReplayBuffer:
         reach: float = 1.5,  # of the domain, [-reach, reach], on which the noise is uniform
         **settings,  # the others of `BufferSettings`
     ):
+        if not isinstance(shape, (tuple, list)): raise UserError(f'shape must be (C, H, W) or (D,), got {shape!r}')
         self.settings, self.shape = BufferSettings(size, restart_prob=restart_prob, **settings), tuple(shape)
         self.reach = reach
         try: self.chains = torch.empty(size, *shape, device=device)
@@ -152,6 +154,9 @@ def update(self: ReplayBuffer,
     index: Tensor,  # positions, as a draw gave them
     x: Tensor,  # where those chains are now
 ):
-    "Put chains back, a draw older."
+    "Put chains back, a draw older; raises ValueError on chains of another shape or number."
+    if x.shape != (len(index), *self.shape):
+        raise UserError(f'chains must have the shape ({len(index)}, {", ".join(map(str, self.shape))}), got '
+                        f'{tuple(x.shape)}')
     self.chains[index] = x.detach()
     self.ages[index] += 1

@@ -72,7 +72,7 @@ class Grid:
 # %% ../nbs/27_sweep.ipynb #c8718df4
 def _varied(vary) -> tuple:  # names, and their lists of values
     vary = vary or {}
-    if not isinstance(vary, dict) or not all(isinstance(v, list) and v for v in vary.values()):
+    if not isinstance(vary, dict) or not all(type(k) is str and isinstance(v, list) and v for k, v in vary.items()):
         raise UserError(f'vary must be dotted names of settings with lists of values, got {vary!r}')
     return list(vary), list(vary.values())
 
@@ -94,20 +94,23 @@ def _rows(block):
     if not isinstance(block, dict): raise UserError(f'a block must be names and values, got {block!r}')
     for word in block: check_name('word', word, _words)
     block, tag = dict(block), block.get('tag')
+    if not isinstance(block.get('root', ''), str): raise UserError(f'root must be a folder, got {block["root"]!r}')
     if tag is not None and not str(tag).replace('-', '').replace('_', '').replace('.', '').isalnum():
         raise UserError(f'tag must be letters, digits and dashes, got {tag!r}')
     budget = {word: block.pop(word) for word in _budgets if word in block}
     searched = {'search', 'trials'} & set(block)
     space, trials = block.pop('search', None), block.pop('trials', None)
     rest = {k: v for k, v in block.items() if k not in (*_axes, 'tag', 'root', 'vary')}
+    if budget and 'budget' in rest: raise UserError(f'a block has one budget, got {budget} and {rest["budget"]}')
     if budget: rest['budget'] = budget
     lists = [v if isinstance(v := block.get(axis, usual), list) else [v] for axis, usual in _axes.items()]
     names, values = _varied(block.get('vary'))
     if (rows := math.prod(map(len, lists + values))) > 10_000:
         raise UserError(f'a block may have 10,000 rows, got {rows:,}')
     for data, model, seed, *chosen in product(*lists, *values):
-        document = _changed(dict(data=check_data_name(data), model=model, seed=seed) | rest, dict(zip(names, chosen)))
+        document = _changed(dict(data=data, model=model, seed=seed) | rest, dict(zip(names, chosen)))
         config = read_document(document)  # what cannot be trained is told here
+        check_data_name(config.data)
         if config.device != 'auto': parse_device(config.device)
         words = [f'{n.split(".")[-1]}_{value}' for n, value in zip(names, chosen)]  # what tells it from its neighbours
         tags = [str(tag)] * bool(tag) + [re.sub(r'[^\w.]+', '_', word) for word in words]
@@ -140,14 +143,16 @@ def read_grid(
             if not isinstance(getattr(grid, word), str) or not getattr(grid, word):
                 raise UserError(f'{word} must be text, got {getattr(grid, word)!r}')
         if '://' in grid.out: grid.url, grid.out = grid.out, f'runs/{Path(grid.out).name}'
-        if not isinstance(grid.parts, list): raise UserError(f'parts must be a list, got {grid.parts!r}')
+        if not isinstance(grid.parts, list) or not grid.parts:
+            raise UserError(f'parts must be a list with at least one, got {grid.parts!r}')
         for part in grid.parts: check_name('part', part, evaluation_parts)
-        if not isinstance(grid.draws, int) or grid.draws < 1:
+        if type(grid.draws) is not int or grid.draws < 1:
             raise UserError(f'draws must be at least 1, got {grid.draws}')
         if not isinstance(grid.floors, bool): raise UserError(f'floors must be true or false, got {grid.floors!r}')
         if not isinstance(grid.outside, list): raise UserError(f'outside must be a list, got {grid.outside!r}')
         for name in grid.outside: check_data_name(name)
-        if not isinstance(grid.labels, list) or not all(n == 'all' or type(n) is int and n > 0 for n in grid.labels):
+        def count(n): return n == 'all' or type(n) is int and n > 0
+        if not isinstance(grid.labels, list) or not grid.labels or not all(map(count, grid.labels)):
             raise UserError(f"labels must be a list of positive numbers and 'all', got {grid.labels!r}")
         if twice := sorted(name for name, n in Counter(row.name for row in rows).items() if n > 1):
             raise UserError(f'several rows are named {", ".join(twice)}; give each block a tag')

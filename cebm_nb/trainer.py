@@ -420,6 +420,9 @@ class EnergyTrainer(Trainer):
         super().use(settings)
         s, (sampler, objective) = settings.sampler, self.given
         self.reach = s.reach or self.data.reach
+        if s.reach and s.reach < self.data.extent:
+            raise UserError(f'sampler.reach must be at least {self.data.extent:g}, the largest absolute value of the '
+                            f'data, got {s.reach:g}')
         self.sampler = sampler or SAMPLERS.find(s.name)(replace(s, reach=self.reach))
         temperature = getattr(self.sampler, 'temperature', 0.)  # 0: not known
         for model in (self.model, self.average):
@@ -448,11 +451,11 @@ def describe(self: EnergyTrainer, row: dict) -> str:
 def try_energy(energy: FrozenEnergy, data):
     "Raises ValueError where an energy cannot read the data, is not one number for each image, or depends on chance."
     model, name, training = energy.model, type(energy.model).__name__, energy.model.training
-    noisy = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) or getattr(m, 'p', 0)]
+    def drops(m): return isinstance(m, nn.modules.dropout._DropoutNd) or type(m).__name__ == 'StochasticDepth'
+    noisy = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) or drops(m) and m.p]
     if noisy:
         raise UserError(f'{name} has {type(noisy[0]).__name__}: the energy of an image must depend neither on the '
-                        f'others of '
-                        'its batch nor on chance; leave it out')
+                        f'others of its batch nor on chance; leave it out')
     x = data.train.to_float(slice(2)).to(energy.device)
     try: _, gradient = FrozenEnergy(model.eval(), 'float32').value_and_gradient(x)
     except UserError: raise

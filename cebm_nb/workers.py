@@ -174,7 +174,7 @@ class Places:
 
     def __post_init__(self):
         if self.jobs < 1: raise UserError(f'jobs must be at least 1, got {self.jobs}')
-        if self.cpus is not None and self.cpus < 1 or self.gpus < 0 or self.retries < 0:
+        if self.cpus is not None and self.cpus < 1 or not 0 <= self.gpus < math.inf or self.retries < 0:
             raise UserError(f'cpus must be at least 1, gpus and retries not negative, got {self.cpus}, {self.gpus} and '
                             f'{self.retries}')
         self.slurm = {name: int(v) if str(v).isdecimal() else v for name, v in self.slurm.items()}

@@ -56,7 +56,7 @@ def make_encoder(
             raise UserError(f'the encoder {kind!r} would have {size:,} weights, at most {most_weights:,} are made here')
         return make()
     except UserError: raise
-    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except (TypeError, ValueError, IndexError, RuntimeError, AttributeError) as error:
         raise UserError(f'encoder_options do not fit the encoder {kind!r}: {error}') from None
 
 # %% ../nbs/22_zoo.ipynb #bc739fa0
@@ -330,6 +330,8 @@ def load_model(
 ) -> nn.Module:  # in evaluation mode, ready to encode
     "A trained model by folder, file or name; raises FileNotFoundError or ValueError where it is missing or damaged."
     folder = Path(os.path.expanduser(name))
+    if (model is not None or which != 'last') and (not folder.is_dir() or is_hub_folder(folder)):
+        raise UserError(f'model= and which= are for run folders, {str(name)!r} is none')
     if not folder.is_dir():
         if folder.suffix == '.safetensors' or str(name) in pretrained_names():
             return model_from_file(_pretrained(name)).to(pick_device(device)).eval()

@@ -104,6 +104,24 @@ class Wells(nn.Module):  # two wells in the plane, far inside a box of 8
     def log_prob_unnormalised(self, x): return -self(x)
 
 
+def test_what_is_outside_a_domain_is_refused(tmp_path):
+    F = cn.families
+    skewed = torch.tensor([[0., -1., 5.], [0., 0., -1.]])  # precisions that are not symmetric: no density
+    for family, natural in ((F.Gamma(1), torch.tensor([[-.5, -1.]])), (F.Gamma(1), torch.tensor([[1., 1.]])), (F.Gaussian(1), torch.tensor([[0., .5]])), (F.FullGaussian(2), skewed)):
+        with pytest.raises(cn.UserError, match='natural domain'): cn.Prior(family, natural)
+        with pytest.raises(cn.UserError, match='natural domain'): cn.MixturePrior(family, torch.stack([family.standard(), natural]))
+    options = dict(steps=2, progress=False, validate_every=0, preset='smoke', options=dict(latent_dim=2))
+    for data, reach in ((cn.load_data('digits'), .9), (cn.ImageData.from_arrays(torch.randn(200, 2).numpy()), .1)):  # walls inside the data would fold them
+        with pytest.raises(cn.UserError, match='reach must be at least'): cn.train('cebm', data, out=tmp_path / 'no', sampler=dict(reach=reach), **options)
+        run = cn.train('cebm', data, out=tmp_path / data.name, sampler=dict(reach=data.extent), **options)
+        assert run.model.log_prob_unnormalised(data.train.to_float(slice(50))).isfinite().all()
+    model, x = cn.create_model('cebm', (2,), latent_dim=2), torch.zeros(4, 2)
+    for samples, steps in ((x, 0), (x, -1), (x + math.nan, 5), (x + 2, 5)):
+        with pytest.raises(cn.UserError): cn.bracket(model, samples, steps)
+    for more in (dict(points=0), dict(reach=math.nan), dict(reach=-1.)):
+        with pytest.raises(cn.UserError): cn.log_partition(model, **more)
+
+
 def test_the_bracket_holds_log_z_by_quadrature_and_agrees_with_another_library():
     model = Wells()
     exact = cn.log_partition(model)

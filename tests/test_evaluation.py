@@ -19,9 +19,10 @@ from sklearn.neighbors import NearestNeighbors
 from commands import SMALL, call, start
 from torch import nn
 
+import cebm_nb as cn
 from cebm_nb.data import load_data
 from cebm_nb.detection import FeatureDensity, _weighted_figures, detection_figures, detection_record, detection_scores
-from cebm_nb.evaluation import evaluate, evaluation_parts, part_key
+from cebm_nb.evaluation import evaluate, evaluation_parts, evaluation_tables, part_key
 from cebm_nb.zoo import create_model
 from cebm_nb.representation import balanced_draw, nearest_neighbours, spread_labels
 from cebm_nb.samples import chain_diagnostics, frechet_distance
@@ -288,6 +289,40 @@ def test_small_data_sets_are_evaluated(n):
     assert result['ood'] and result['few_label'] and result['information']
 
 
+def test_hundreds_of_classes_one_image_and_tiny_images(tmp_path):
+    data, model = load_data('digits'), create_model('cebm', (1, 8, 8), latent_dim=4)
+    many = cn.ImageData.from_arrays(data.train.images, np.arange(len(data.train)) % 600, data.test.images, np.arange(len(data.test)) % 600)
+    for parts in (['neighbours'], ['few-label']): result = evaluate(model, many, parts=parts, labels=(1,), draws=1, folder=tmp_path)
+    assert result['neighbours'] and result['few_label'] and 'neighbours: confusion: more than 100 classes' in result['skipped']
+    assert json.loads((tmp_path / 'eval.json').read_text())['neighbours'][0]['agreement'] is not None and not (tmp_path / 'eval-before.json').exists()
+    one = evaluate(model, replace(data, test=data.test.subset(slice(1))), parts=['few-label', 'neighbours'], labels=(1,), draws=2, folder=tmp_path / 'one')
+    assert one['few_label'] and 'against' not in one['few_label'][-1]
+    pair = evaluate(model, replace(data, train=data.train.subset(slice(2))), parts=['ood', 'clusters'])
+    assert 'ood: digits has 2 training images, fewer than 20' in pair['skipped'] and pair['clusters']
+    tiny = cn.ImageData.from_arrays(data.train.images[:200, 0, :7, :7], data.train.labels[:200])
+    run = cn.train(Flat(), tiny, out=tmp_path / 'run', steps=2, preset='smoke', validate_every=0, progress=False)
+    assert 'samples: own has images of fewer than 8 x 8 pixels' in evaluate(run, tiny, parts=['samples'])['skipped']
+
+
+class Flat(nn.Module):  # for 7 x 7 pixels
+    def __init__(self):
+        super().__init__()
+        self.layer, self.p = nn.Linear(49, 8), 3  # an attribute that dropout has too
+
+    def encode(self, x): return self.layer(x.flatten(1))
+    def energy(self, x): return self.encode(x).square().sum(1)
+
+
+def test_images_that_a_run_has_seen_are_no_held_out_ones(tmp_path):
+    options = dict(steps=2, preset='smoke', validate_every=0, progress=False, options=dict(latent_dim=4))
+    run = cn.train('cebm', 'digits', out=tmp_path / 'run', **options)
+    with pytest.raises(cn.UserError, match='has seen the images'): evaluate(run, load_data('digits/validation'), parts=['clusters'])
+    chosen = cn.train('cebm', 'digits/validation', out=tmp_path / 'chosen', **options)
+    evaluate(chosen, load_data('digits/validation'), parts=['few-label'], labels=(1,), draws=1, folder=chosen.folder)
+    card = cn.HubModel.from_run(chosen.folder, 'A test.').generate_model_card()
+    assert 'validation images' in card.content and 'test images' not in card.content and not card.data.eval_results
+
+
 def test_untrained_networks_of_two_architectures_are_two_floors():
     data, shared = load_data('digits'), {}
     def untrained(dim):
@@ -322,6 +357,8 @@ def test_a_class_that_only_training_images_have():
     few = replace(data, test=data.test.subset(data.test.labels < 2))
     result = evaluate(create_model('cebm', data.in_shape, latent_dim=2), few, 'own', parts=['neighbours'])
     assert {len(r['confusion']) for r in result['neighbours']} == {10}
+    table = evaluation_tables(result)['neighbours']
+    assert (table['class 5'] == '').all() and (table['class 1'] != '').all()  # no image of it was asked about
 
 
 def test_images_of_ones_own_are_told_from_the_test_images(folder, tmp_path):

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import cebm_nb as cn
+
 datasets = pytest.importorskip('datasets', reason="the extra hub is not installed")
 SHA = '0' * 40
 
@@ -49,6 +51,15 @@ class Hub(BaseHTTPRequestHandler):
             return self.answer(200, [dict(type='file', path=n, size=len(self.files[n]), oid=SHA) for n in names] if inside else [dict(type='directory', path='data', oid=SHA)])
         self.answer(200, dict(id='someone/data', sha=SHA, private=False, tags=[], downloads=0, likes=0, siblings=[dict(rfilename=n) for n in names]))
     do_HEAD = do_GET
+
+
+def test_a_card_is_that_of_the_weights_beside_it(tmp_path):
+    for name in cn.pretrained_names():
+        cn.HubModel(cn.load_model(name), cn.read_card(name)).save_pretrained(tmp_path)
+        assert cn.HubModel.from_pretrained(tmp_path).card == cn.read_card(name) and cn.read_card(name)['command'] in (tmp_path / 'README.md').read_text()
+    cn.HubModel(cn.create_model('vae', (1, 8, 8))).save_pretrained(tmp_path)
+    assert 'Nothing is noted' in (tmp_path / 'README.md').read_text() and name.split('-')[0] in (tmp_path / 'README-before.md').read_text()
+    with pytest.raises(cn.UserError, match='make_card'): cn.HubModel(cn.create_model('vae', (1, 8, 8)), dict(limits='none'))
 
 
 def test_a_data_set_of_the_hub_is_read_over_http_and_trained_on(tmp_path):

@@ -1,22 +1,25 @@
 """Malformed inputs by the thousand: errors meant for users in one line, no hang, no file left behind."""
 import gzip
 import json
+import shlex
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from commands import run_lines
 
 import cebm_nb.data
+from cebm_nb.cli import base_config, parse, to_document, train_options
 from cebm_nb.conjugacy import MixturePrior, Prior
 from cebm_nb.data import ImageSet, load_data
 from cebm_nb.families import Gaussian
 from cebm_nb.runs import Run, resume, train
-from cebm_nb.settings import MODELS, Budget, UserError, get_settings
+from cebm_nb.settings import MODELS, Budget, UserError, get_settings, read_document
 from cebm_nb.sgld import ReplayBuffer, SGLD
 from cebm_nb.storage import load_weights
 from cebm_nb.zoo import create_model, load_model
@@ -117,6 +120,23 @@ def test_grids(tmp_path_factory, text):
     path.write_text(text, encoding='utf-8', errors='replace')
     told(lambda: [(Path(grid.out) / row.name, row_command(row, grid.out)) for grid in [read_grid(path)] for row in grid.rows])
     assert [p.name for p in path.parent.iterdir()] == ['grid.yaml']
+
+
+@pytest.mark.parametrize('more', [dict(labels=[]), dict(parts=[]), dict(draws=True), dict(vary={1: [4]}), dict(vary={'data': ['nonsense']}), dict(root=5), dict(budget=dict(steps=5)),
+                                  dict(settings=dict(optimiser=dict(beta1=1.)))], ids=str)
+def test_grids_whose_rows_would_fail_after_training(tmp_path, more):
+    of_grid = {k: v for k, v in more.items() if k in ('labels', 'parts', 'draws')}
+    (tmp_path / 'grid.yaml').write_text(yaml.safe_dump(of_grid | dict(grids=[dict(data='digits', steps=2) | {k: v for k, v in more.items() if k not in of_grid}])))
+    with pytest.raises(UserError): read_grid(tmp_path / 'grid.yaml')
+
+
+def test_the_command_of_a_row_says_what_the_row_says(tmp_path):
+    for options in (dict(encoder_options=dict(channels=[4, 8, 8, 8], hidden=[16], activation='tanh')), dict(encoder='residual', encoder_options=dict(blocks=1)), dict(encoder_options={})):
+        (tmp_path / 'grid.yaml').write_text(yaml.safe_dump(dict(grids=[dict(data='digits', steps=2, options=options)])))
+        row, = read_grid(tmp_path / 'grid.yaml').rows
+        words = shlex.split(row_command(row, 'runs'))[2:]
+        config = base_config(words)
+        assert read_document(to_document(parse(train_options(config), words, 'cebm train'), config)) == read_document(row.document)
 
 
 @many(150)

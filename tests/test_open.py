@@ -323,15 +323,12 @@ def test_seeds_mean_what_they_say_in_threads(tmp_path):
         assert all(torch.equal(alone[k], together[k]) for k in alone), (model, seed)
 
 
-@pytest.mark.parametrize('home', [None, '/proc'])
-def test_digits_need_no_home(home, tmp_path):
-    environment = {k: v for k, v in os.environ.items() if k not in ('HOME', 'XDG_CACHE_HOME', 'MPLCONFIGDIR')} | (dict(HOME=home) if home else {})
-    process = start(tmp_path, 'train', *SMALL, '--steps', 5, '--out', 'run', '--quiet', env=environment)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    process = start(tmp_path, 'eval', 'run', '--only', 'samples', env=environment)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
+def test_digits_need_no_home(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k not in ('HOME', 'XDG_CACHE_HOME', 'MPLCONFIGDIR')}
+    for words, home in ((['train', *SMALL, '--steps', 5, '--out', 'run', '--quiet'], {}), (['eval', 'run', '--only', 'samples'], dict(HOME='/proc'))):
+        process = start(tmp_path, *words, env=environment | home)
+        _, err = process.communicate(timeout=200)
+        assert process.returncode == 0, err
 
 
 def test_a_run_of_another_device_says_so_and_goes_on_where_it_is_told(tmp_path):
@@ -360,11 +357,39 @@ def test_wrong_things_for_data_name_what_to_call():
 
 def test_an_estimator_is_given_what_it_was_fitted_to():
     images = rng.integers(0, 256, (60, 8, 8), np.uint8)
-    for fitted, other in ((images, images / 255), (images / 255, images)):
+    for fitted, other in ((images, images / 255), (images / 255, images), (images / 255, images / 127.5 - 1), (images / 16., images / 255)):
         model = cn.CEBMTransformer(latent_dim=4, steps=3, preset='smoke').fit(fitted)
         assert np.array_equal(model.transform(fitted), model.transform(fitted.astype(float)))
         assert len(model.transform(np.zeros((2, 8, 8)))) == 2  # black on either scale
         with pytest.raises(cn.UserError, match='range of values of fit'): model.transform(other)
+
+
+def test_estimators_refuse_what_cannot_be_before_they_train():
+    rows = rng.normal(size=(60, 4))
+    assert cn.CEBMTransformer(latent_dim=np.int64(3), steps=np.int64(2), preset='smoke').fit_transform(rows).shape == (60, 3)  # as a search gives them
+    wrong = [(cn.CEBMOutlierDetector, more) for more in (dict(contamination='auto'), dict(image_shape=64), dict(options='x'), dict(settings='x'), dict(random_state=-1), dict(random_state=2**40))]
+    for kind, more in wrong + [(cn.CEBMClusterer, dict(n_clusters=k)) for k in (0, -1, 2.5, 61)]:
+        with pytest.raises(cn.UserError, match=next(iter(more))): kind(latent_dim=3, steps=10**6, **more).fit(rows)
+
+
+def test_a_model_is_the_one_that_is_meant(tmp_path):
+    data, options = cn.load_data('digits'), dict(steps=2, **QUICK)
+    changed = cn.create_model('cebm', data.in_shape, latent_dim=4)
+    changed.encoder.net[1] = nn.Tanh()
+    with pytest.raises(cn.UserError, match='changed since create_model'): cn.train(changed, data, out=tmp_path / 'no', **options)
+    for name, more in (('cebm-mnist-5k', dict(model=changed)), ('cebm-mnist-5k', dict(which='best'))):
+        with pytest.raises(cn.UserError, match='for run folders'): cn.load_model(name, **more)
+    def mine(data, samples, counted): return data.mean() - samples.mean() + .01 * (data**2 + samples**2).mean()
+    def other(*energies): return mine(*energies)
+    run = cn.train('cebm', data, out=tmp_path / 'run', objective=mine, options=dict(latent_dim=4), **options)
+    with pytest.raises(cn.UserError, match='with the objective mine, got other'): cn.resume(run.folder, objective=other, steps=4, progress=False)
+    with pytest.raises(cn.UserError, match='callbacks'): cn.train('cebm', data, out=tmp_path / 'no', callbacks=print, **options)
+    assert not (tmp_path / 'no').exists()
+
+
+def test_one_feature_trains_past_its_validation(tmp_path):
+    run = cn.train('cebm', cn.ImageData.from_arrays(rng.normal(size=(200, 1)).astype(np.float32)), out=tmp_path / 'run', steps=6, preset='smoke', validate_every=3, progress=False)
+    assert run.config['run']['finished']['status'] == 'complete'
 
 
 def test_rows_that_are_all_the_same_are_told():

@@ -11,10 +11,10 @@ import torch
 from cebm_nb.bench import bench_growth, growths, plain_model, plain_sample, step_memory, step_operations, step_table
 from cebm_nb.conditional import fill_in
 from cebm_nb.fast import FrozenEnergy, native_precisions
-from cebm_nb.sgld import SGLD
+from cebm_nb.sgld import SGLD, ReplayBuffer
 from cebm_nb.data import load_data
 from cebm_nb.models import CEBM
-from cebm_nb.settings import Budget, get_settings
+from cebm_nb.settings import Budget, UserError, get_settings
 from cebm_nb.trainer import EnergyTrainer
 from cebm_nb.zoo import create_model
 
@@ -174,3 +174,13 @@ def test_bench_command(tmp_path):
     table = step_table(record)
     assert table.loc['plain', 'against plain'] == 1. and 'torchebm' in done.stdout
     assert table.loc[fast[-1], 'GFLOP/s'] == pytest.approx(1000 * record['gflop'] / record[fast[-1]], abs=1)
+
+
+def test_shapes_are_those_of_the_model_and_of_the_buffer():
+    energy, buffer = FrozenEnergy(create_model('cebm', (1, 28, 28), latent_dim=4)), ReplayBuffer(8, (3,))
+    for shape in ((2, 1, 31, 31), (2, 3, 28, 28), (2, 28, 28)):
+        with pytest.raises(UserError, match='shape'): energy(torch.zeros(shape))
+        with pytest.raises(UserError, match='shape'): SGLD(steps=1)(energy, torch.zeros(shape))
+    index, chains = buffer.draw(2)
+    for wrong in (torch.ones(1, 1), torch.ones(2, 1), torch.ones(3, 3)):
+        with pytest.raises(UserError, match='shape'): buffer.update(index, wrong)

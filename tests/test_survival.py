@@ -52,7 +52,7 @@ def flip(path, where=0.5):
 
 @pytest.mark.parametrize('model', KILLED)
 def test_killed_at_random_moments_it_is_still_the_same_run(model, tmp_path):
-    updates, rng, killed = (200 if 'bigan' in model else 600) * (2 if KILLS > 1 else 1), random.Random(model), 0
+    updates, rng, killed = (120 if 'bigan' in model else 600) * (2 if KILLS > 1 else 1), random.Random(model), 0
     options = [*SMALL, '--validate-every', 40, '--model', model, '--optimiser.average', 0.9, '--augment.shift', 1, '--augment.flip',
                '--steps', updates]
     assert call(tmp_path, 'train', *options, '--out', 'whole', '--quiet')[0] == 0
