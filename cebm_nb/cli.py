@@ -7,7 +7,6 @@ __all__ = ['Eval', 'Sample', 'Report', 'Sweep', 'Bench', 'Resume', 'Train', 'tra
            'parse', 'use', 'draw_run', 'parse_labels', 'run_command', 'main']
 
 # %% ../nbs/32_cli.ipynb #539d073b
-import ast
 import contextlib
 import dataclasses
 import functools
@@ -28,7 +27,7 @@ import tyro
 from . import __version__
 from .settings import (DATA_SETS, ENCODERS, FAMILIES, MODELS, SAMPLERS, Config, UserError,
                               check_data_name, check_name, config_path, get_settings, one_line, read_configuration,
-                              read_document, trainable_names)
+                              read_document, read_value, trainable_names)
 
 # %% ../nbs/32_cli.ipynb #3455f56a
 _runs = Annotated[tuple[str, ...], tyro.conf.Positional]
@@ -166,13 +165,9 @@ def train_options(config: Config) -> type:
     return dataclasses.make_dataclass('Train', options, namespace=dict(__doc__=Train.__doc__))
 
 # %% ../nbs/32_cli.ipynb #73c7ba84
-def _literal(text):  # a number or a list of --encoder-options; other text stays what it is
-    try: return ast.literal_eval(text) if isinstance(text, str) else text
-    except (ValueError, SyntaxError): return text
-
 def to_document(options, config: Config) -> dict:
     "The document that parsed options say, for `read_document`."
-    def read(value): return {k: _literal(v) for k, v in value.items()} if isinstance(value, dict) else value
+    def read(value): return {k: read_value(v) for k, v in value.items()} if isinstance(value, dict) else value
     def values(owner): return {f.name: read(getattr(options, f.name)) for f in fields(owner) if f.name not in _groups}
     plain = {name: asdict(v) if dataclasses.is_dataclass(v) else v for name, v in values(config).items()}
     groups = {name: {k: asdict(v) if dataclasses.is_dataclass(v) else v
@@ -283,7 +278,7 @@ def _ended(run, root, device, data=None) -> int:
     done = run.config['run']['finished']
     print(f'{done["updates"]:,} updates in {done["seconds"] / 60:.1f} minutes, {done["status"]}. Samples and curves: '
           f'{run.folder / "figures"}')
-    print(f'Next: cebm eval {run.folder}')
+    print(f'Next: cebm eval {run.folder}{f" --data {data}" if data else ""}')
     return 130 if done['status'] == 'interrupted' else 0
 
 # %% ../nbs/32_cli.ipynb #0a75cd07
@@ -338,6 +333,9 @@ def _eval_run(run, o, parts, labels, sets, shared):
     key, size = (name, size), size if ':' in name else None
     if key not in sets: sets[key], shared[key] = load_data(name, o.root, size) if o.data else None, {}
     if not o.data: sets[key] = run_data(run.config, sets[key], o.root)
+    if sets[key].fingerprint == run.config['run']['data']:  # perhaps at another place now
+        name = run.config['data']
+        sets[key] = replace(sets[key], name=name)
     folder = run.folder if name == run.config['data'] else run.folder / f'on-{file_name(name)}'
     if o.which == 'best': folder = folder / 'best'
     print(f'{run.folder}: {run.name} on {name}')

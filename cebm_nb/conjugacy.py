@@ -15,7 +15,7 @@ from torch import distributions as td
 from torch.distributions import Distribution, MixtureSameFamily
 
 from .families import ExponentialFamily
-from .settings import UserError, one_line
+from .settings import UserError
 
 # %% ../nbs/01_conjugacy.ipynb #26467558
 class Prior(nn.Module):
@@ -36,11 +36,7 @@ class Prior(nn.Module):
         wanted = (*self._axes, *family.natural_shape)
         if natural.dim() != len(wanted) or natural.shape[len(self._axes):] != family.natural_shape:
             raise UserError(f'natural must have the shape ({", ".join(map(str, wanted))}), got {tuple(natural.shape)}')
-        if not family.log_normalizer(natural).isfinite().all():
-            raise UserError('natural lies outside the natural domain: its log-normaliser is not finite')
-        try: family.distribution(natural)
-        except ValueError as error:
-            raise UserError(f'natural lies outside the natural domain: {one_line(error)}') from None
+        if not family.in_domain(natural).all(): raise UserError(f'natural lies outside the natural domain of {family}')
         self.family, self.learn = family, learn
         if learn: self.free = nn.Parameter(family.to_free(natural))
         else: self.register_buffer('fixed', natural)

@@ -10,6 +10,7 @@ import math
 import warnings
 from contextlib import contextmanager
 from dataclasses import replace
+from numbers import Real
 
 import numpy as np
 import torch
@@ -128,7 +129,8 @@ def _rows(self: CEBMTransformer, X, reset=False):  # (N, features), checked
 @patch
 def _check_scale(self: CEBMTransformer, X):  # bytes where fit saw fractions, or the other way round
     black, white, low, high = map(float, (self.center_ - self.scale_, self.center_ + self.scale_, X.min(), X.max()))
-    if high > 2 * white - black or low < black - (white - black) / 2 or white > 8 and 0 < high <= 1:
+    fractions = white > 8 and 0 <= low < high <= 1 and X.dtype != np.uint8 and (white > 100 or (X % 1).any())
+    if high > 2 * white - black or black >= 0 and (low < -white / 2 or fractions):
         raise UserError(f'X must be within the range of values of fit, {black:g} to {white:g}, got {low:g} to {high:g}')
 
 # %% ../nbs/29_estimators.ipynb #d31ca229
@@ -303,7 +305,7 @@ class CEBMOutlierDetector(OutlierMixin, CEBMTransformer):
     def fit(self, X, y=None):
         "Learn from the rows of X, and set the threshold; raises ValueError on an unknown method."
         check_name('method', self.method, self._methods)
-        if not isinstance(self.contamination, (int, float)) or not 0 < self.contamination <= 0.5:
+        if not isinstance(self.contamination, Real) or not 0 < self.contamination <= 0.5:
             raise UserError(f'contamination must be above 0 and at most 0.5, got {self.contamination!r}')
         if self.method == 'energy' and not _has_energy(self): raise UserError(f'{self.model} has no energy')
         super().fit(X)

@@ -305,7 +305,7 @@ class Neighbours(Part):
         records = [s.once(('neighbours', name), lambda: neighbour_record(s.codes(name), s.data, name))
                    for name in s.floors] + [neighbour_record(s.codes(), s.data, s.name)]
         notes = [] if s.labelled else [f'accuracy: {s.data.name} has no labels']
-        if s.labelled and records[0]['confusion'] is None: notes = [f'confusion: more than {most_classes} classes']
+        if s.labelled and not records[0]['confusion']: notes = [f'confusion: labels go beyond {most_classes} classes']
         return PartResult(records, neighbour_figures(records, s.data), notes)
 
     def table(self, records: list) -> pd.DataFrame:
@@ -762,14 +762,14 @@ def evaluate(
     """Evaluate a model on images it has not seen, with the pixels beside it; raises ValueError on unknown parts and
     other shapes."""
     run, model = (model, model.model) if hasattr(model, 'folder') else (None, model)
-    if run and data.name == f'{run.config["data"]}/validation':
-        raise UserError(f'the run has seen the images that {data.name} holds out; evaluate it on {run.config["data"]}, '
-                        f'or train on {data.name}')
     labels, outside = (tuple(v) if isinstance(v, (tuple, list)) else (v,) for v in (labels, outside))
     _check_evaluation(model, data, draws, labels, ood_images, ood_noise)
     parts = [check_name('part', part, evaluation_parts) for part in (evaluation_parts if parts is None else parts)]
     on = check_name('part of the data', on or ('valid' if data.name.endswith('/validation') else 'test'),
                     list(data.parts))
+    if run and on == 'valid' and data.name == f'{run.config["data"]}/validation' != 'own/validation':
+        raise UserError(f'the run has seen the images that {data.name} holds out; evaluate it on {run.config["data"]}, '
+                        f'or train on {data.name}')
     name = name or (run.name if run else type(model).__name__)
     sets = _outside(outside if 'ood' in parts else (), data, root)
     subject = Subject(model, replace(data, test=data.parts[on], valid=None), name, run, labels, draws, ood_images,

@@ -96,6 +96,12 @@ def log_base_measure(self: ExponentialFamily, z: Tensor) -> Tensor:
     "log h(z), the same for every z: (..., dim) -> (...)."
     return torch.full_like(self.check_latents(z)[..., 0], self.dim * self.log_h)
 
+# %% ../nbs/00_families.ipynb #bff24861
+@patch
+def in_domain(self: ExponentialFamily, natural: Tensor) -> Tensor:
+    "Whether natural parameters lie in the natural domain: (..., *natural_shape) -> (...), true or false."
+    return self.log_normalizer(natural).isfinite()
+
 # %% ../nbs/00_families.ipynb #f7b7decf
 @patch
 def expected_stats(self: ExponentialFamily, natural: Tensor) -> Tensor:
@@ -290,6 +296,13 @@ def to_free(self: FullGaussian, natural: Tensor) -> Tensor:
     n1, n2 = self.check_natural(natural).split([1, self.dim], -1)
     return torch.cat([n1, torch.linalg.cholesky(-n2 - self.boundary_gap * torch.eye(self.dim).to(n2))], -1)
 
+@patch
+def in_domain(self: FullGaussian, natural: Tensor) -> Tensor:
+    "Whether N2 is negative definite, and symmetric up to rounding: -> (...)."
+    n2 = self.check_natural(natural)[..., 1:]
+    skew, size = (x.abs().amax((-2, -1)) for x in (n2 - n2.mT, n2))
+    return ExponentialFamily.in_domain(self, natural) & (skew <= 1e-3 * size)
+
 # %% ../nbs/00_families.ipynb #f668d8a6
 @patch
 def distribution(self: FullGaussian, natural: Tensor) -> td.MultivariateNormal:
@@ -398,6 +411,11 @@ class Gamma(ExponentialFamily):
     def to_free(self, natural: Tensor) -> Tensor:
         "A right inverse of `to_natural`."
         return (self.check_natural(natural).abs() - self.boundary_gap).clamp_min(0).sqrt()
+
+    def in_domain(self, natural: Tensor) -> Tensor:
+        "Whether shape and rate are positive; log Gamma is finite for a negative shape, too: -> (...)."
+        signs = torch.tensor([1., -1.]).to(natural)
+        return super().in_domain(natural) & (self.check_natural(natural) * signs > 0).flatten(-2).all(-1)
 
 # %% ../nbs/00_families.ipynb #8c88296f
 @patch

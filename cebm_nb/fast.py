@@ -224,7 +224,7 @@ class FrozenEnergy:
         weights = next(model.parameters(), torch.zeros(()))  # a model may have none
         self.model, self.device, self.energy = channels_last(model), weights.device, energy_function(model)
         self.half = weights.dtype != torch.float64 and pick_dtype(self.device, precision) == torch.bfloat16
-        self.in_shape = tuple(getattr(model, 'in_shape', ()))
+        self.in_shape = tuple(getattr(model, 'in_shape', None) or ())
         self.piece = None  # images in a piece, known when the first comes
         self.graphs = CUDAGraphs(model)
         if self.device.type == 'cpu': keep_memory()

@@ -6,14 +6,15 @@
 __all__ = ['hub', 'HubModel', 'metadata']
 
 # %% ../nbs/30_hub.ipynb #c46c508d
+import json
 from pathlib import Path
 
 from fastcore.basics import patch
 from torch import nn
 
-from .report import card_text, model_with_card
+from .report import card_part, card_text, model_with_card
 from .settings import UserError, extra
-from .storage import load_weights, save_weights, write_json
+from .storage import load_weights, read_json, save_weights, write_json
 from .zoo import model_config, model_from_file
 
 hub = extra('huggingface_hub', 'hub')
@@ -32,13 +33,18 @@ class HubModel(hub.ModelHubMixin):
             raise UserError(f'card must be what make_card gives, got {", ".join(map(str, card))}')
         self.network, self.card = network, card or {}
 
+    def save_pretrained(self, save_directory: str | Path, **options):
+        "Write weights, config.json and README.md into a folder; raises UserError on a README.md of another model there."
+        about, old = dict(model=self.network.config, card=self.card), Path(save_directory) / 'config.json'
+        if old.is_file() and old.with_name('README.md').exists() and read_json(old) != json.loads(json.dumps(about)):
+            raise UserError(f'{str(save_directory)!r} has the README.md of another model; move it away first')
+        return super().save_pretrained(save_directory, **options)
+
     def _save_pretrained(self, save_directory: Path):
         about = dict(model=self.network.config, card=self.card)
         tensors = {name: t.contiguous() for name, t in self.network.state_dict().items()}
         save_weights(save_directory / 'model.safetensors', tensors, about)
         write_json(save_directory / 'config.json', about)
-        card = save_directory / 'README.md'  # that of what was here before would stay
-        if card.exists(): card.replace(card.with_name('README-before.md'))
 
     def push_to_hub(self, repo_id: str, *, model_card_kwargs: dict | None = None, **options):
         "Put the model into a repository of the hub; the options are those of huggingface_hub."
@@ -87,7 +93,7 @@ def metadata(
                             metric_name=f'% with {r["labels_per_class"]} labels per class, logistic regression')
              for r in card.get('few_label', [])
              if r['representation'] == model and r.get('read_out', 'logistic') == 'logistic'
-             and card.get('on', 'test') == 'test']
+             and card_part(card) == 'test']
     return hub.ModelCardData(
         library_name='cebm_nb', license=card.get('licence', 'unknown').lower().replace(' ', '-'), model_name=name,
         tags=['energy-based-model', 'representation-learning', *[model] * bool(model)],

@@ -7,7 +7,7 @@ __all__ = ['published_labels', 'published', 'published_table', 'EvaluatedRun', '
            'by_images', 'flat', 'command_line', 'training_command', 'merge_results', 'Code', 'Strong', 'as_text',
            'markdown_table', 'folded', 'as_html', 'with_pictures', 'latex_table', 'runs_table', 'machines',
            'records_table', 'group_seeds', 'headline_figures', 'headline_floors', 'headline_table', 'headline_sentence',
-           'section_figures', 'run_pictures', 'copy_picture', 'write_report', 'make_card', 'card_text',
+           'section_figures', 'run_pictures', 'copy_picture', 'write_report', 'make_card', 'card_part', 'card_text',
            'model_with_card', 'pack_model']
 
 # %% ../nbs/19_report.ipynb #2a6d9550
@@ -26,7 +26,7 @@ from .data import load_data, variants
 from .evaluation import (PARTS, Evaluation, besides, evaluation_parts, evaluation_tables, few_label_figures,
                                 neighbour_figures, part_key)
 from .plots import is_floor, plot_learning, plot_map, save_figure
-from .settings import MODELS, Config, UserError, extra, one_line, read_document
+from .settings import MODELS, Config, UserError, extra, one_line, read_document, typed_value
 from .storage import checksum, read_json, read_table, save_weights, write_atomically
 from .zoo import load_model, read_weights
 
@@ -158,7 +158,7 @@ def command_line(
         if value is True: return f'--{name}'
         if value is False: return f'--{group}{"." * bool(group)}no-{last}'
         if isinstance(value, dict):
-            return f'--{name} ' + ' '.join(shlex.quote(str(v)) for pair in value.items() for v in pair)
+            return f'--{name} ' + ' '.join(shlex.quote(word) for k, v in value.items() for word in (k, typed_value(v)))
         return f'--{name} {"none" if value is None else shlex.quote(str(value))}'
     return ' '.join([program, *(typed(name, value) for name, value in words.items())])
 
@@ -595,6 +595,10 @@ def make_card(
                 ood=ood, information=run.result['information'], limits=limits, licence=licence)
 
 # %% ../nbs/19_report.ipynb #9a394fb6
+def card_part(card: dict) -> str:
+    "Which part of the data the figures on a card are of; cards that do not say are of test images, but on /validation."
+    return card.get('on', 'valid' if card.get('data', '').endswith('/validation') else 'test')
+
 def card_text(
     name: str,  # of the model
     card: dict,  # from `make_card`
@@ -605,18 +609,18 @@ def card_text(
              f"{card['updates']:,} updates in {card['minutes']} minutes")
     if card['best']:
         shape += f"; of these the model at update {card['best']:,}, which labels of training images have chosen"
-    on = dict(valid='validation', train='training').get(card.get('on'), 'test')
+    on = dict(valid='validation', train='training', test='test')[card_part(card)]
     lines = [f'# {name}', f"{shape} ({as_text(card['versions'].get('machine') or 'machine not noted')}; commit "
              f"{as_text(card['versions'].get('commit') or 'not noted')}).",
              f"Use: `load_model('{name}')`, then `encode(x)`, and `energy(x)` and `posterior(x)` where the model has "
                  f"them.",
-             f"{PARTS['few-label'].title}; {card['test_images']:,} {on} images.",
+             f"Accuracy{PARTS['few-label'].title.removeprefix('Test accuracy')}; {card['test_images']:,} {on} images.",
              markdown_table(PARTS['few-label'].table(card['few_label']))]
     if card['ood']:
         rows = {}
         for r in card['ood']:
             rows.setdefault(f"{r['representation']}, {r['score']}", {})[r['outside']] = f"{100 * r['auroc']:.1f}"
-        lines += ['AUROC in % of test images against out-of-distribution images.',
+        lines += [f'AUROC in % of {on} images against out-of-distribution images.',
                   markdown_table(pd.DataFrame.from_dict(rows, orient='index').fillna(''))]
     if card['information']:
         lines += [f"{PARTS['information'].title}.",

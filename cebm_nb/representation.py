@@ -357,9 +357,9 @@ def neighbour_record(
         truth, labels = data.test.labels.numpy(), data.train.labels.numpy()
         votes = neighbour_votes(queries, known, labels)
         classes = int(max(truth.max(), labels.max())) + 1
-        scores = agreement(truth, labels[found], classes) | {f'accuracy_{k}': float((v == truth).mean())
-                                                    for k, v in votes.items()}
-        if classes > most_classes: scores['confusion'] = None
+        first = dict(agreement=float((labels[found] == truth).mean()), confusion=None)
+        if classes <= most_classes: first = agreement(truth, labels[found], classes)
+        scores = first | {f'accuracy_{k}': float((v == truth).mean()) for k, v in votes.items()}
     queries = first_of_each_class(data.test)
     return dict(representation=name) | scores | dict(queries=queries.tolist(), neighbours=found[queries].tolist())
 

@@ -308,6 +308,14 @@ def model_presets(model: nn.Module) -> dict:
     return MODELS[config['name']].presets if config else getattr(trainer_class(model), 'presets', energy_presets)
 
 # %% ../nbs/23_runs.ipynb #01d712e1
+def _check_callbacks(callbacks):
+    if not isinstance(callbacks, (tuple, list)) or not all(map(callable, callbacks)):
+        raise UserError(f'callbacks must be a list of functions, got {callbacks!r}')
+
+def _structure(model) -> tuple:  # its modules and the shapes of its tensors
+    return ([(name, type(m)) for name, m in model.named_modules()],
+            {name: tensor.shape for name, tensor in model.state_dict().items()})
+
 def _check_asked(model, data, device, image_size, options, track, callbacks):  # what can be told at once
     pick_device(device)
     check_name('model', model, trainable_names()) if isinstance(model, str) else trainer_class(model)
@@ -318,10 +326,10 @@ def _check_asked(model, data, device, image_size, options, track, callbacks):  #
         raise UserError(f'options must be names and values, got {options!r}')
     if image_size is not None and not isinstance(data, str):
         raise UserError('image_size is for folders and npz files, these data are loaded')
-    if not isinstance(callbacks, (tuple, list)) or not all(map(callable, callbacks)):
-        raise UserError(f'callbacks must be a list of functions, got {callbacks!r}')
-    if (made := None if isinstance(model, str) else model_config(model)) and str(create_model(**made)) != str(model):
-        raise UserError(f'the model was changed since create_model made it; make it with {type(model).__name__}(...)')
+    _check_callbacks(callbacks)
+    made = None if isinstance(model, str) else model_config(model)
+    if made and _structure(model) != _structure(create_model(**made)):
+        raise UserError('the model was changed since create_model made it; make your own, as CEBM(encoder, prior)')
 
 def _name(function) -> str: return getattr(function, '__name__', type(function).__name__)
 
@@ -476,6 +484,7 @@ def resume(
 ) -> Run:
     "Go on with a run where its checkpoint left it, as if it had never stopped; raises ValueError where that cannot be."
     folder, own, group = Path(os.path.expanduser(folder)), dict(sampler=sampler, objective=objective), find_group()
+    _check_callbacks(callbacks)
     document = read_config(folder)
     with _writing(folder, group):
         tensors, record, path, wrong = Checkpoints(folder / 'checkpoint').newest()

@@ -9,9 +9,11 @@ __all__ = ['FAMILIES', 'ENCODERS', 'SAMPLERS', 'DATA_SETS', 'energy_presets', 'g
            'EnergySettings', 'ViewSettings', 'GuidedSettings', 'AdversarialSettings', 'change', 'ModelOptions',
            'CEBMOptions', 'MixtureOptions', 'IGEBMOptions', 'VAEOptions', 'MixtureVAEOptions', 'BiGANOptions',
            'MixtureBiGANOptions', 'ModelKind', 'trainable_names', 'get_settings', 'Budget', 'Config', 'check_values',
-           'read_file', 'read_document', 'experiments_folder', 'recipe_names', 'read_configuration', 'config_path']
+           'read_file', 'read_document', 'experiments_folder', 'recipe_names', 'read_configuration', 'read_value',
+           'typed_value', 'config_path']
 
 # %% ../nbs/21_settings.ipynb #aea1fe84
+import ast
 import difflib
 import importlib
 import math
@@ -520,6 +522,20 @@ def read_configuration(
     document = read_file(source)
     if not isinstance(document, dict): raise UserError(f'{source} must hold names and values')
     return document
+
+# %% ../nbs/21_settings.ipynb #53447ca9
+def read_value(text):
+    "The number, list, true, false or text that is typed."
+    words = dict(true=True, false=False, none=None)
+    if not isinstance(text, str): return text
+    if text.lower() in words: return words[text.lower()]
+    try: value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError): return text
+    return value if isinstance(value, int | float | str | list | tuple) else text
+
+def typed_value(value) -> str:
+    "A value as it is typed, for `read_value`."
+    return value if isinstance(value, str) and read_value(value) == value else repr(value)
 
 # %% ../nbs/21_settings.ipynb #85e60ee2
 def config_path(

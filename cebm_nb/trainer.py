@@ -420,7 +420,7 @@ class EnergyTrainer(Trainer):
         super().use(settings)
         s, (sampler, objective) = settings.sampler, self.given
         self.reach = s.reach or self.data.reach
-        if s.reach and s.reach < self.data.extent:
+        if s.reach and s.reach * (1 + 1e-6) < self.data.extent:  # which was rounded to float32
             raise UserError(f'sampler.reach must be at least {self.data.extent:g}, the largest absolute value of the '
                             f'data, got {s.reach:g}')
         self.sampler = sampler or SAMPLERS.find(s.name)(replace(s, reach=self.reach))
@@ -451,8 +451,9 @@ def describe(self: EnergyTrainer, row: dict) -> str:
 def try_energy(energy: FrozenEnergy, data):
     "Raises ValueError where an energy cannot read the data, is not one number for each image, or depends on chance."
     model, name, training = energy.model, type(energy.model).__name__, energy.model.training
-    def drops(m): return isinstance(m, nn.modules.dropout._DropoutNd) or type(m).__name__ == 'StochasticDepth'
-    noisy = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) or drops(m) and m.p]
+    def drops(m): return 'Drop' in type(m).__name__ or type(m).__name__ == 'StochasticDepth'
+    def mixes(m): return isinstance(m, nn.modules.batchnorm._BatchNorm)
+    noisy = [m for m in model.modules() if mixes(m) or drops(m) and getattr(m, 'p', 0)]
     if noisy:
         raise UserError(f'{name} has {type(noisy[0]).__name__}: the energy of an image must depend neither on the '
                         f'others of its batch nor on chance; leave it out')

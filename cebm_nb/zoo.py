@@ -330,18 +330,19 @@ def load_model(
 ) -> nn.Module:  # in evaluation mode, ready to encode
     "A trained model by folder, file or name; raises FileNotFoundError or ValueError where it is missing or damaged."
     folder = Path(os.path.expanduser(name))
-    if (model is not None or which != 'last') and (not folder.is_dir() or is_hub_folder(folder)):
+    def alone(found):  # a model that is no run
+        if model is None and which == 'last': return found.to(pick_device(device)).eval()
         raise UserError(f'model= and which= are for run folders, {str(name)!r} is none')
     if not folder.is_dir():
         if folder.suffix == '.safetensors' or str(name) in pretrained_names():
-            return model_from_file(_pretrained(name)).to(pick_device(device)).eval()
-        if is_hub_name(str(name)): return hub_model(str(name)).to(pick_device(device)).eval()
+            return alone(model_from_file(_pretrained(name)))
+        if is_hub_name(str(name)): return alone(hub_model(str(name)))
         near = difflib.get_close_matches(str(name), pretrained_names(), n=1, cutoff=0.8)
         if near:
             raise FileNotFoundError(f'no run folder {str(name)!r}; did you mean {near[0]!r}, which comes with this '
                                     f'package?')
     if is_hub_folder(folder):
-        return model_from_file(folder / 'model.safetensors').to(pick_device(device)).eval()
+        return alone(model_from_file(folder / 'model.safetensors'))
     config, tensors, record = read_weights(folder, which)
     if model is None: model = model_from_config(config, folder / 'config.json')
     check_same(model, record.get('model'), folder)

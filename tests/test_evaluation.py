@@ -293,7 +293,7 @@ def test_hundreds_of_classes_one_image_and_tiny_images(tmp_path):
     data, model = load_data('digits'), create_model('cebm', (1, 8, 8), latent_dim=4)
     many = cn.ImageData.from_arrays(data.train.images, np.arange(len(data.train)) % 600, data.test.images, np.arange(len(data.test)) % 600)
     for parts in (['neighbours'], ['few-label']): result = evaluate(model, many, parts=parts, labels=(1,), draws=1, folder=tmp_path)
-    assert result['neighbours'] and result['few_label'] and 'neighbours: confusion: more than 100 classes' in result['skipped']
+    assert result['neighbours'] and result['few_label'] and 'neighbours: confusion: labels go beyond 100 classes' in result['skipped']
     assert json.loads((tmp_path / 'eval.json').read_text())['neighbours'][0]['agreement'] is not None and not (tmp_path / 'eval-before.json').exists()
     one = evaluate(model, replace(data, test=data.test.subset(slice(1))), parts=['few-label', 'neighbours'], labels=(1,), draws=2, folder=tmp_path / 'one')
     assert one['few_label'] and 'against' not in one['few_label'][-1]
@@ -317,10 +317,11 @@ def test_images_that_a_run_has_seen_are_no_held_out_ones(tmp_path):
     options = dict(steps=2, preset='smoke', validate_every=0, progress=False, options=dict(latent_dim=4))
     run = cn.train('cebm', 'digits', out=tmp_path / 'run', **options)
     with pytest.raises(cn.UserError, match='has seen the images'): evaluate(run, load_data('digits/validation'), parts=['clusters'])
+    assert evaluate(run, load_data('digits/validation'), parts=['clusters'], on='test')['clusters']  # those it has not seen
     chosen = cn.train('cebm', 'digits/validation', out=tmp_path / 'chosen', **options)
-    evaluate(chosen, load_data('digits/validation'), parts=['few-label'], labels=(1,), draws=1, folder=chosen.folder)
+    evaluate(chosen, load_data('digits/validation'), parts=['few-label', 'ood'], labels=(1,), draws=1, folder=chosen.folder)
     card = cn.HubModel.from_run(chosen.folder, 'A test.').generate_model_card()
-    assert 'validation images' in card.content and 'test images' not in card.content and not card.data.eval_results
+    assert 'validation images' in card.content and 'est accuracy' not in card.content and 'test images' not in card.content and not card.data.eval_results
 
 
 def test_untrained_networks_of_two_architectures_are_two_floors():

@@ -55,10 +55,12 @@ class Hub(BaseHTTPRequestHandler):
 
 def test_a_card_is_that_of_the_weights_beside_it(tmp_path):
     for name in cn.pretrained_names():
-        cn.HubModel(cn.load_model(name), cn.read_card(name)).save_pretrained(tmp_path)
-        assert cn.HubModel.from_pretrained(tmp_path).card == cn.read_card(name) and cn.read_card(name)['command'] in (tmp_path / 'README.md').read_text()
-    cn.HubModel(cn.create_model('vae', (1, 8, 8))).save_pretrained(tmp_path)
-    assert 'Nothing is noted' in (tmp_path / 'README.md').read_text() and name.split('-')[0] in (tmp_path / 'README-before.md').read_text()
+        place = tmp_path / name
+        for _ in range(2): cn.HubModel(cn.load_model(name), cn.read_card(name)).save_pretrained(place)
+        assert cn.HubModel.from_pretrained(place).card == cn.read_card(name) and cn.read_card(name)['command'] in (place / 'README.md').read_text()
+    before = {path: path.read_bytes() for path in place.iterdir()}
+    with pytest.raises(cn.UserError, match='of another model'): cn.HubModel(cn.create_model('vae', (1, 8, 8))).save_pretrained(place)
+    assert before == {path: path.read_bytes() for path in place.iterdir()}
     with pytest.raises(cn.UserError, match='make_card'): cn.HubModel(cn.create_model('vae', (1, 8, 8)), dict(limits='none'))
 
 

@@ -131,7 +131,8 @@ def test_grids_whose_rows_would_fail_after_training(tmp_path, more):
 
 
 def test_the_command_of_a_row_says_what_the_row_says(tmp_path):
-    for options in (dict(encoder_options=dict(channels=[4, 8, 8, 8], hidden=[16], activation='tanh')), dict(encoder='residual', encoder_options=dict(blocks=1)), dict(encoder_options={})):
+    for options in (dict(encoder_options=dict(channels=[4, 8, 8, 8], hidden=[16], activation='tanh')), dict(encoder='residual', encoder_options=dict(blocks=1)), dict(encoder_options=dict(a='1', b='none', c=None, d=True, e=1e-7)),
+                    dict(encoder_options={})):
         (tmp_path / 'grid.yaml').write_text(yaml.safe_dump(dict(grids=[dict(data='digits', steps=2, options=options)])))
         row, = read_grid(tmp_path / 'grid.yaml').rows
         words = shlex.split(row_command(row, 'runs'))[2:]

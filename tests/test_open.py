@@ -164,8 +164,10 @@ def test_a_run_goes_on_with_its_images_at_another_place(tmp_path):
     for words, told in ((), '--data'), (['--data', 'folder:others'], 'not those of the run'):
         status, _, err = call(tmp_path, 'train', '--resume', 'run', '--steps', 9, *words)
         assert status == 2 and told in err and len(err.splitlines()) == 1
-    status, _, err = call(tmp_path, 'train', '--resume', 'run', '--steps', 9, '--data', 'folder:archive', '--quiet')
-    assert status == 0, err
+    status, out, err = call(tmp_path, 'train', '--resume', 'run', '--steps', 9, '--data', 'folder:archive', '--quiet')
+    assert status == 0 and 'Next: cebm eval run --data folder:archive' in out, err
+    assert call(tmp_path, 'eval', 'run', '--data', 'folder:archive', '--only', 'clusters')[0] == 0
+    assert json.loads((tmp_path / 'run' / 'eval.json').read_text())['data'] == f'folder:{tmp_path}/photos'
     for a, b in zip(straight.model.parameters(), cn.load_model(tmp_path / 'run').parameters()): assert torch.equal(a, b)
 
 
@@ -362,6 +364,9 @@ def test_an_estimator_is_given_what_it_was_fitted_to():
         assert np.array_equal(model.transform(fitted), model.transform(fitted.astype(float)))
         assert len(model.transform(np.zeros((2, 8, 8)))) == 2  # black on either scale
         with pytest.raises(cn.UserError, match='range of values of fit'): model.transform(other)
+    counts = rng.integers(0, 17, (60, 8, 8)).astype(float)
+    for X, row in ((counts, counts[:1] > 15), (counts, counts[:1].astype(np.uint8) // 9), ((counts - counts.mean()) / counts.std(), rng.normal(size=(2, 8, 8)))):  # dark, few, and noise
+        assert len(cn.CEBMTransformer(latent_dim=4, steps=3, preset='smoke').fit(X).transform(row)) == len(row)
 
 
 def test_estimators_refuse_what_cannot_be_before_they_train():
@@ -377,12 +382,15 @@ def test_a_model_is_the_one_that_is_meant(tmp_path):
     changed = cn.create_model('cebm', data.in_shape, latent_dim=4)
     changed.encoder.net[1] = nn.Tanh()
     with pytest.raises(cn.UserError, match='changed since create_model'): cn.train(changed, data, out=tmp_path / 'no', **options)
+    with pytest.raises(FileNotFoundError, match='no run folder'): cn.load_model('typo', which='best')
+    assert cn.train(cn.CEBM(nn.Sequential(nn.Flatten(), nn.Linear(64, 8)), cn.Prior(cn.families.Gaussian(4))), data, out=tmp_path / 'own', **options).config['model'] == 'CEBM'  # without in_shape
     for name, more in (('cebm-mnist-5k', dict(model=changed)), ('cebm-mnist-5k', dict(which='best'))):
         with pytest.raises(cn.UserError, match='for run folders'): cn.load_model(name, **more)
     def mine(data, samples, counted): return data.mean() - samples.mean() + .01 * (data**2 + samples**2).mean()
     def other(*energies): return mine(*energies)
     run = cn.train('cebm', data, out=tmp_path / 'run', objective=mine, options=dict(latent_dim=4), **options)
     with pytest.raises(cn.UserError, match='with the objective mine, got other'): cn.resume(run.folder, objective=other, steps=4, progress=False)
+    with pytest.raises(cn.UserError, match='callbacks'): cn.resume(run.folder, objective=mine, callbacks=print)
     with pytest.raises(cn.UserError, match='callbacks'): cn.train('cebm', data, out=tmp_path / 'no', callbacks=print, **options)
     assert not (tmp_path / 'no').exists()
 
