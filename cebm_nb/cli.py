@@ -16,6 +16,7 @@ import io
 import json
 import os
 import re
+import shlex
 import sys
 import warnings
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -278,7 +279,8 @@ def _ended(run, root, device, data=None) -> int:
     done = run.config['run']['finished']
     print(f'{done["updates"]:,} updates in {done["seconds"] / 60:.1f} minutes, {done["status"]}. Samples and curves: '
           f'{run.folder / "figures"}')
-    print(f'Next: cebm eval {run.folder}{f" --data {data}" if data else ""}')
+    given = [word for name, value in (('--data', data), ('--root', root)) if value for word in (name, str(value))]
+    print(f'Next: {shlex.join(["cebm", "eval", str(run.folder), *given])}')
     return 130 if done['status'] == 'interrupted' else 0
 
 # %% ../nbs/32_cli.ipynb #0a75cd07

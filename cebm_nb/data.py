@@ -82,6 +82,8 @@ def map(self: ImageSet,
 _readings = {(0, 1): 'if 0 is black', (-1, 1): 'if -1 is black', (0, 255): 'if 255 is white'}
 
 def _bytes_of(x: Tensor, value_range) -> Tensor:  # uint8, from any range that is stated or beyond doubt
+    if x.dtype == torch.uint8 and value_range is None and x.numel() and x.max() == 1:
+        raise UserError('images are bytes of 0 and 1 only; say value_range=(0, 1), or (0, 255) if they are that dark')
     if x.dtype == torch.uint8 and value_range in (None, (0, 255)): return x
     if x.dtype in (torch.uint16, torch.uint32, torch.uint64): x = x.to(torch.int64)
     if not x.numel(): raise UserError('images must not be empty')
@@ -96,7 +98,8 @@ def _bytes_of(x: Tensor, value_range) -> Tensor:  # uint8, from any range that i
             raise UserError(f'images are {x.dtype} from {low:g} to {high:g}; say what is meant: {said}')
     try: black, white = map(float, value_range)
     except (TypeError, ValueError): black = white = 0.
-    if not black != white: raise UserError(f'value_range must be the values of black and white, got {value_range!r}')
+    if not 0 < abs(white - black) < math.inf:
+        raise UserError(f'value_range must be the values of black and white, got {value_range!r}')
     if low < min(black, white) or high > max(black, white):
         raise UserError(f'images must be in the stated range {tuple(value_range)}, got {low:g} to {high:g}')
     return ((x.double() - black) * (255 / (white - black))).round().to(torch.uint8)
@@ -126,11 +129,12 @@ def _as_tensor(images) -> Tensor:
     except (TypeError, ValueError) as error: raise UserError(f'images must be an array of numbers: {error}') from None
 
 def _as_labels(labels) -> tuple:  # (N,) numbers or words, as an array
-    try: y = labels.cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    try: y = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
     except ValueError as error: raise UserError(f'labels must be one for each image: {error}') from None
     if y.ndim == 2 and y.shape[1] == 1: y = y[:, 0]
     if y.dtype == object and all(isinstance(word, str) for word in y.flat): y = y.astype(str)  # as of a pandas Series
-    words = y.dtype.kind in 'US'
+    if y.dtype.kind == 'S': y = np.char.decode(y)
+    words = y.dtype.kind == 'U'
     if y.ndim != 1 or not words and (y.dtype.kind not in 'iuf' or not np.isfinite(y).all() or (y != np.round(y)).any()
                                      or (y < 0).any() or (y >= 10_000).any()):
         raise UserError(f'labels must be one whole number from 0 to 9,999, or one word, for each image, got {y.dtype} '
@@ -255,11 +259,12 @@ def _images_and_labels(images, labels):  # also from a torch Dataset of (image, 
     return stacked, [p[1].item() if isinstance(p[1], Tensor) else p[1] for p in pairs]
 
 def _number(labels: dict, names) -> tuple:  # labels of the parts as numbers, and the names of classes
-    if len({y.dtype.kind in 'US' for y in labels.values()}) > 1:
+    names = None if names is None else list(names)
+    if len({y.dtype.kind == 'U' for y in labels.values()}) > 1:
         raise UserError('labels must be words in all parts, or numbers in all')
     if not labels: return labels, names
-    every = np.concatenate([y.astype(str) if y.dtype.kind in 'US' else y for y in labels.values()])
-    if every.dtype.kind not in 'US':
+    every = np.concatenate(list(labels.values()))
+    if every.dtype.kind != 'U':
         names = list(names or map(str, range(int(every.max()) + 1)))
         if every.max() >= len(names):
             raise UserError(f'class_names must be {int(every.max()) + 1} or more, got {len(names)}')
@@ -269,6 +274,11 @@ def _number(labels: dict, names) -> tuple:  # labels of the parts as numbers, an
     return {part: np.array([names.index(word) for word in y]) for part, y in labels.items()}, names
 
 # %% ../nbs/07_data.ipynb #998fa51b
+def _check_one_range(sets):  # as bytes: a part of fractions beside one of bytes would be all but black
+    bright = {part: int(images.images.max()) for part, images in sets.items() if images.images.dtype == torch.uint8}
+    if bright and max(bright.values()) > 100 and (dark := [part for part, most in bright.items() if most <= 1]):
+        raise UserError(f'all parts must have one range of values; those of {dark[0]} are all but black')
+
 @patch(cls_method=True)
 def from_arrays(cls: ImageData,
     train,  # as for `ImageSet.from_array`, or a torch Dataset of pairs (image, label)
@@ -292,6 +302,7 @@ def from_arrays(cls: ImageData,
     pictures = {part: list(map(_pixels, x)) for part, (x, _) in given.items() if _are_pictures(x)}
     images = {part: x for part, (x, _) in given.items()} | (_stack_parts(pictures) if pictures else {})
     sets = {part: ImageSet.from_array(x, labels.get(part), value_range, layout) for part, x in images.items()}
+    _check_one_range(sets)
     if 'test' not in sets: sets['train'], sets['test'] = split_by_content(sets['train'], 0.2)
     return cls(name, sets['train'], sets['test'], sets.get('valid'), class_names)
 
@@ -605,7 +616,8 @@ def load_npz(
     """A data set from an .npz file; raises FileNotFoundError, or ValueError on files that are damaged or have other
     keys."""
     arrays = _read_npz(path, size, ('train_images',))
-    return ImageData.from_arrays(*[arrays.get(key) for key in _npz_keys], name=f'npz:{path}')
+    try: return ImageData.from_arrays(*[arrays.get(key) for key in _npz_keys], name=f'npz:{path}')
+    except UserError as error: raise UserError(f'{path}: {error}; a file holds bytes, or floats in [-1, 1]') from None
 
 # %% ../nbs/07_data.ipynb #03670351
 def _column(given, features, kind, needed):  # the name of the column of a type, given or the only one

@@ -219,7 +219,7 @@ def few_label_figures(
 class FewLabel(Part):
     "Classification from few labels."
     name, record = 'few-label', FewLabelRecord
-    title = 'Test accuracy in % on few labels, mean ± sd over draws (* a fit did not converge)'
+    title = 'Accuracy in % on few labels, mean ± sd over draws (* a fit did not converge)'
 
     def run(self, s: Subject) -> PartResult:
         "Floors first, then the model, alone and beside the histograms of gradients, and the components of a mixture."
@@ -480,7 +480,7 @@ def _chain_samples(s):
     paths = chain_paths(s.run, device=s.device)
     last = paths.steps[-1]
     sets = {f'from {start}, {last} steps': images[-1] for start, images in paths.images.items()}
-    if 'buffer' in paths.images:
+    if 'buffer' in paths.images and s.run.which == 'last':
         left = start_of_chains(s.run, min(1000, len(s.run.chains)), 'buffer', torch.Generator().manual_seed(0))
         sets = {'buffer, as training left it': left} | sets
     seen = [i for i, at in enumerate(paths.steps) if at in (0, 10, 20, 50, 100, 200, last)]
@@ -549,7 +549,7 @@ class Samples(Part):
         else: sets, diagnosed, figures = _chain_samples(s)
         notes = [f'{what}: samples are not finite; no distances' for what, images in sets.items()
                  if not images.isfinite().all()]
-        if not hasattr(s.model, 'sample') and 'buffer, as training left it' not in sets:
+        if not hasattr(s.model, 'sample') and not any('buffer' in what for what in sets):
             notes.append('from buffer: it holds fewer than 8 chains')
         records = []
         if s.labelled:
@@ -649,10 +649,9 @@ def part_settings(
     return of.get(part, {}) | ({} if with_floors else dict(floors='none'))
 
 def _stamp(s, on, data):  # what all parts of one evaluation share
-    finished = (s.run.config['run']['finished'] or {}) if s.run else {}
     return dict(data=data.name, fingerprint=data.fingerprint, on=on, train_images=len(s.data.train),
                 test_images=len(s.data.test),
-                model=s.name, weights=checksum(s.model.state_dict())[:16], updates=finished.get('updates'))
+                model=s.name, weights=checksum(s.model.state_dict())[:16], updates=s.run.updates if s.run else None)
 
 def _state_of(run) -> list:  # a word on a run that was not trained to its end
     ended = run.config['run']['finished'] if run else dict(status='complete')
@@ -701,13 +700,17 @@ class EvaluationFolder:
     def earlier(self,
         stamp: dict,  # model and data of the evaluation
     ) -> dict:  # empty where there are none
-        "Earlier results of the same model and data; those of others are set aside as `eval-before.json`."
+        """Earlier results of the same model and data; those of others are set aside as `eval-before.json`, with a
+        warning."""
         path = self.folder / 'eval.json'
         try: found = read_json(path, Evaluation)
         except FileNotFoundError: return {}
         except ValueError: found = {}
         if found and all(found.get(k) == v for k, v in stamp.items()): return found
-        path.replace(path.with_name('eval-before.json'))
+        names = ('eval-before.json', *(f'eval-before-{i}.json' for i in range(2, 1000)))
+        aside = next(place for place in map(path.with_name, names) if not place.exists())
+        path.replace(aside)
+        warnings.warn(f'{path} was of another model or other images, or damaged; it is {aside.name} now', stacklevel=3)
         return {}
 
     def save(self,
@@ -729,7 +732,7 @@ def _check_evaluation(model, data, draws, labels, ood_images, ood_noise):  # rai
     if not isinstance(model, nn.Module):
         raise UserError(f'model must be an nn.Module or a Run, got {model!r}; see load_model')
     if not isinstance(data, ImageData): raise UserError(f'data must be an ImageData, got {data!r}; see load_data')
-    if draws < 1 or not all(n == 'all' or isinstance(n, int) and n > 0 for n in labels):
+    if type(draws) is not int or draws < 1 or not all(n == 'all' or type(n) is int and n > 0 for n in labels):
         raise UserError(f"draws must be at least 1, labels numbers from 1 or 'all', got {draws} and {labels}")
     shape = getattr(model, 'in_shape', None)
     if shape and tuple(shape) != data.in_shape:

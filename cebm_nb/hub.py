@@ -34,7 +34,7 @@ class HubModel(hub.ModelHubMixin):
         self.network, self.card = network, card or {}
 
     def save_pretrained(self, save_directory: str | Path, **options):
-        "Write weights, config.json and README.md into a folder; raises UserError on a README.md of another model there."
+        "Write weights, config.json and README.md; raises UserError where the README.md of another model lies."
         about, old = dict(model=self.network.config, card=self.card), Path(save_directory) / 'config.json'
         if old.is_file() and old.with_name('README.md').exists() and read_json(old) != json.loads(json.dumps(about)):
             raise UserError(f'{str(save_directory)!r} has the README.md of another model; move it away first')

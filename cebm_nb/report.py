@@ -293,7 +293,7 @@ def runs_table(
     "What was trained, how long, where, and by which command."
     def row(run):
         done, c = run.finished, run.config
-        updates, minutes = (f"{done['updates']:,}", f"{done['seconds'] / 60:.1f}") if done else ('', '')
+        updates, minutes = (f"{run.result['updates']:,}", f"{done['seconds'] / 60:.1f}") if done else ('', '')
         return dict(updates=updates, minutes=minutes, ended=done.get('status', ''), seed=str(c.get('seed', '')),
                     rollbacks=str(len(c['run'].get('rollbacks', []))), device=c['run'].get('device', ''),
                     commit=run.versions.get('commit') or '', command=Code(training_command(c)))
@@ -316,7 +316,7 @@ def records_table(
     def about(run):
         done, config = run.finished, run.config
         return dict(data=run.result['data'], run=run.name, model=config['model'], seed=config.get('seed'),
-                    updates=done.get('updates'),
+                    updates=run.result['updates'],
                     minutes=round(done['seconds'] / 60, 1) if done else None, commit=run.versions.get('commit'),
                     command=training_command(config))
     rows = [about(run) | {k: v for k, v in r.items() if not isinstance(v, (list, dict))} for run in runs
@@ -558,9 +558,9 @@ def write_report(
         raise FileExistsError(f'{str(out)!r} is a file; choose another folder for the report')
     out.mkdir(parents=True, exist_ok=True)
     lines = [f'# {as_text(title)}',
-             'Every number was computed by `cebm eval` on the test images of the data set that heads its section, with '
-             'floors beside it, except rows marked as published, which are quoted. A blank was not run, or is '
-             'explained under "Not run, and left out".']
+             'Every number was computed by `cebm eval` on the held-out images that head its section, with floors '
+             'beside it, except rows marked as published, which are quoted. A blank was not run, or is explained under '
+             '"Not run, and left out".']
     if bare: lines += ['Passed over, not evaluated: ' + ', '.join(as_text(Code(folder)) for folder in bare) + '.']
     for name, same in by_images(runs).items(): lines += _section(name, same, out, root, pictures)
     text = '\n\n'.join(lines) + '\n'
@@ -614,7 +614,7 @@ def card_text(
              f"{as_text(card['versions'].get('commit') or 'not noted')}).",
              f"Use: `load_model('{name}')`, then `encode(x)`, and `energy(x)` and `posterior(x)` where the model has "
                  f"them.",
-             f"Accuracy{PARTS['few-label'].title.removeprefix('Test accuracy')}; {card['test_images']:,} {on} images.",
+             f"{PARTS['few-label'].title}; {card['test_images']:,} {on} images.",
              markdown_table(PARTS['few-label'].table(card['few_label']))]
     if card['ood']:
         rows = {}

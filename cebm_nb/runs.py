@@ -35,7 +35,7 @@ from .storage import (OlderState, load_weights, read_table, save_weights, source
                              write_json, write_lock)
 from .trainer import DivergenceError, EnergyTrainer, Trainer
 from .zoo import (check_same, check_unchanged, create_model, identity, load_model, model_config,
-                         model_from_config, read_config)
+                         model_from_config, read_config, read_weights)
 
 # %% ../nbs/23_runs.ipynb #fd9a1420
 class Checkpoints:
@@ -86,6 +86,7 @@ class Run:
     model: nn.Module  # in evaluation mode
     metrics: pd.DataFrame  # a row every ten updates
     config: dict  # what config.json holds: every setting, and under `run` versions, data and how it ended
+    which: str = 'last'  # model that is: 'last', or 'best' along the run
 
     @classmethod
     def load(cls,
@@ -96,10 +97,16 @@ class Run:
         "A run from its folder; raises FileNotFoundError or ValueError with a word on what is wrong."
         folder = Path(os.path.expanduser(folder))
         model, metrics = load_model(folder, model, which=which), folder / 'metrics.csv'
-        return cls(folder, model, read_table(metrics, 'step', 'seconds'), read_config(folder))
+        return cls(folder, model, read_table(metrics, 'step', 'seconds'), read_config(folder), which)
 
     @property
     def name(self) -> str: return self.config['model']
+
+    @property
+    def updates(self) -> int | None:
+        "Of the model; None where a run has not ended."
+        if self.which == 'best': return read_weights(self.folder, 'best')[2]['step']
+        return (self.config['run']['finished'] or {}).get('updates')
 
     def resume(self, **options) -> 'Run':
         "Go on where the run's checkpoint left it; the options are those of `resume`."

@@ -243,11 +243,12 @@ def missing_parts(
     wanted: dict | None = None,  # settings of the evaluation, as `part_settings` takes them; None: any
     which: str = 'last',  # or 'best', the best model along the run
 ) -> list:
-    "The parts that eval.json lacks, or has of other weights or with other settings."
+    "The parts that eval.json lacks, or has of other weights, on other images or with other settings."
     kept = folder / 'best' if which == 'best' else folder
-    try: result, weights = read_json(kept / 'eval.json', Evaluation), read_weights(folder, which)[1]
+    try: result, (config, weights, _) = read_json(kept / 'eval.json', Evaluation), read_weights(folder, which)
     except (ValueError, FileNotFoundError): return list(parts)
-    if result['weights'] != checksum(weights)[:16]: return list(parts)
+    on = 'valid' if config['data'].endswith('/validation') else 'test'
+    if result['weights'] != checksum(weights)[:16] or result['on'] != on: return list(parts)
     made = {part: about['settings'] for part, about in result['made'].items()}
     return [part for part in parts if part not in made
             or wanted is not None and made[part] != part_settings(part, **wanted)]
@@ -337,7 +338,8 @@ def report(self: _Sweep):  # of the runs that have all parts
     task = self.task('report', words, ('report', parameters), ())
     self.do('local', [task], Places(), lambda task: '')
     page = Path(self.grid.out) / 'report' / 'report.html'
-    self.tell(f'{len(done)} of {len(self.grid.rows)} runs are done. Report: {page}')
+    where = f'Report: {page}' if 'report' not in self.failures else 'There is no new report'
+    self.tell(f'{len(done)} of {len(self.grid.rows)} runs are done. {where}')
 
 # %% ../nbs/27_sweep.ipynb #c7f8e417
 def how_far(

@@ -54,7 +54,9 @@ def make_encoder(
     try:
         if (size := _weights(make)) > most_weights:
             raise UserError(f'the encoder {kind!r} would have {size:,} weights, at most {most_weights:,} are made here')
-        return make()
+        network = make()
+        if getattr(network, 'in_shape', None) is None: network.in_shape = tuple(in_shape)  # one of the user's
+        return network
     except UserError: raise
     except (TypeError, ValueError, IndexError, RuntimeError, AttributeError) as error:
         raise UserError(f'encoder_options do not fit the encoder {kind!r}: {error}') from None

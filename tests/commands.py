@@ -34,7 +34,7 @@ def call(cwd, *args):  # one command to its end: exit code, output, errors
         files = [Path(place) / name for name in ('out', 'err')]
         process = FORKS.Process(target=forked, args=(str(cwd), [str(a) for a in args], files))
         process.start()
-        process.join(300)
+        process.join(1200)
         if process.exitcode is None: process.kill()
         process.join()
         return process.exitcode, *(path.read_text() for path in files)

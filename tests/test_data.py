@@ -232,3 +232,8 @@ def test_letters_and_textures_are_sets_to_detect():
     textures = load_images(f'npz:{real_file("dtd-10-of-47-classes.npz")}', (3, 32, 32))
     assert (len(letters), len(textures)) == (20_800, 1_200)
     assert torch.equal(letters.images[:, 0], torch.from_numpy(np.load(real_file('emnist-letters-test.npz'))['test_images']))
+
+
+def test_an_npz_file_of_fractions_is_told_by_its_name(tmp_path):
+    np.savez(tmp_path / 'fractions.npz', train_images=np.random.default_rng(0).random((20, 8, 8)))
+    with pytest.raises(UserError, match='fractions.npz.*bytes, or floats'): load_data(f'npz:{tmp_path}/fractions.npz')

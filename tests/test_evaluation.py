@@ -324,6 +324,20 @@ def test_images_that_a_run_has_seen_are_no_held_out_ones(tmp_path):
     assert 'validation images' in card.content and 'est accuracy' not in card.content and 'test images' not in card.content and not card.data.eval_results
 
 
+def test_the_best_model_is_told_from_the_last_and_no_evaluation_is_lost(tmp_path):
+    cn.train('cebm', 'digits', out=tmp_path / 'run', steps=30, preset='smoke', validate_every=10, progress=False, options=dict(latent_dim=4))
+    best = load_weights(tmp_path / 'run' / 'best.safetensors')[1]['step']
+    data = load_data('digits')
+    found = evaluate(cn.load_run(tmp_path / 'run', 'best'), data, parts=['samples'], with_floors=False)
+    assert found['updates'] == best and found['samples'] and not any('as training left it' in r['images'] for r in found['samples'])  # those chains are the last model's
+    run = cn.load_run(tmp_path / 'run')
+    assert evaluate(run, data, folder=run.folder, parts=['information'])['updates'] == 30
+    for _ in range(2):
+        for on in ('train', 'test'):
+            with pytest.warns(UserWarning, match='is eval-before.* now'): evaluate(run, data, folder=run.folder, parts=['clusters'], on=on)
+    assert len(list(run.folder.glob('eval-before*.json'))) == 4 and json.loads((run.folder / 'eval-before.json').read_text())['information']
+
+
 def test_untrained_networks_of_two_architectures_are_two_floors():
     data, shared = load_data('digits'), {}
     def untrained(dim):

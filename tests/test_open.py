@@ -1,5 +1,6 @@
 """Whoever brings her own data, network, sampler or loss, through the public face alone; and what must not go wrong without a word."""
 import json
+import math
 import os
 import signal
 import subprocess
@@ -393,6 +394,25 @@ def test_a_model_is_the_one_that_is_meant(tmp_path):
     with pytest.raises(cn.UserError, match='callbacks'): cn.resume(run.folder, objective=mine, callbacks=print)
     with pytest.raises(cn.UserError, match='callbacks'): cn.train('cebm', data, out=tmp_path / 'no', callbacks=print, **options)
     assert not (tmp_path / 'no').exists()
+
+
+def test_encoders_that_know_no_shape_serve_under_a_name(tmp_path):
+    @cn.ENCODERS.register('shapeless')
+    def shapeless(in_shape, out_features): return nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(in_shape)), out_features))
+    try:
+        for model in ('cebm', 'gmm-cebm', 'igebm', 'guided-cebm', 'vae', 'bigan'):
+            assert len(cn.train(model, 'digits', out=tmp_path / model, steps=2, options=dict(encoder='shapeless', latent_dim=4), **QUICK).metrics)
+    finally: del cn.ENCODERS['shapeless']
+
+
+def test_labels_and_ranges_have_one_reading():
+    x, y = rng.integers(0, 256, (40, 8, 8), np.uint8), np.arange(40) % 2
+    assert cn.ImageData.from_arrays(x, np.array([b'cat', b'dog'])[y]).class_names == ['cat', 'dog']
+    assert cn.ImageData.from_arrays(x, y, class_names=np.array(['a', 'b'])).class_names == ['a', 'b']
+    assert len(cn.ImageData.from_arrays(x, torch.tensor(y * 1., requires_grad=True)).train.labels.unique()) == 2
+    for images, more in ((x * 1., dict(value_range=(0, math.inf))), (x * 1., dict(value_range=(0, 255), test=x / 255.)), (x // 128, {})):
+        with pytest.raises(cn.UserError, match='range'): cn.ImageData.from_arrays(images, **more)
+    assert cn.ImageData.from_arrays(x // 128, value_range=(0, 1)).train.images.max() == 255
 
 
 def test_one_feature_trains_past_its_validation(tmp_path):
