@@ -617,7 +617,9 @@ def load_npz(
     keys."""
     arrays = _read_npz(path, size, ('train_images',))
     try: return ImageData.from_arrays(*[arrays.get(key) for key in _npz_keys], name=f'npz:{path}')
-    except UserError as error: raise UserError(f'{path}: {error}; a file holds bytes, or floats in [-1, 1]') from None
+    except UserError as error:
+        hint = '; a file holds bytes, or floats in [-1, 1]' if 'value_range' in str(error) else ''
+        raise UserError(f'{path}: {error}{hint}') from None
 
 # %% ../nbs/07_data.ipynb #03670351
 def _column(given, features, kind, needed):  # the name of the column of a type, given or the only one

@@ -86,7 +86,7 @@ class Run:
     model: nn.Module  # in evaluation mode
     metrics: pd.DataFrame  # a row every ten updates
     config: dict  # what config.json holds: every setting, and under `run` versions, data and how it ended
-    which: str = 'last'  # model that is: 'last', or 'best' along the run
+    which: str = 'last'  # of its models: 'last', or 'best' along the run
 
     @classmethod
     def load(cls,
