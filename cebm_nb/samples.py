@@ -95,7 +95,7 @@ def sample_images(
     """Draw images from a trained model; raises ValueError on impossible numbers, FileNotFoundError when the run has no
     buffer."""
     if not isinstance(n, int) or n < 1: raise UserError(f'n must be at least 1, a whole number, got {n!r}')
-    if not isinstance(seed, int) or not 0 <= seed < 2**63: raise UserError(f'seed must be from 0 to 2**63, got {seed!r}')
+    if not isinstance(seed, int) or not 0 <= seed < 2**63: raise UserError(f'seed must be from 0 on, got {seed!r}')
     if not hasattr(run, 'folder'): raise UserError(f'run must be a Run, got {type(run).__name__}; see load_run')
     device = pick_device(device)
     if hasattr(run.model, 'sample'):
