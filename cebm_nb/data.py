@@ -82,8 +82,6 @@ def map(self: ImageSet,
 _readings = {(0, 1): 'if 0 is black', (-1, 1): 'if -1 is black', (0, 255): 'if 255 is white'}
 
 def _bytes_of(x: Tensor, value_range) -> Tensor:  # uint8, from any range that is stated or beyond doubt
-    if x.dtype == torch.uint8 and value_range is None and x.numel() and x.max() == 1:
-        raise UserError('images are bytes of 0 and 1 only; say value_range=(0, 1), or (0, 255) if they are that dark')
     if x.dtype == torch.uint8 and value_range in (None, (0, 255)): return x
     if x.dtype in (torch.uint16, torch.uint32, torch.uint64): x = x.to(torch.int64)
     if not x.numel(): raise UserError('images must not be empty')
@@ -274,8 +272,10 @@ def _number(labels: dict, names) -> tuple:  # labels of the parts as numbers, an
     return {part: np.array([names.index(word) for word in y]) for part, y in labels.items()}, names
 
 # %% ../nbs/07_data.ipynb #998fa51b
-def _check_one_range(sets):  # as bytes: a part of fractions beside one of bytes would be all but black
+def _check_one_range(sets, value_range):  # a part of fractions beside one of bytes would be all but black
     bright = {part: int(images.images.max()) for part, images in sets.items() if images.images.dtype == torch.uint8}
+    if value_range is None and bright and max(bright.values()) == 1:
+        raise UserError('images are bytes of 0 and 1 only; say value_range=(0, 1), or (0, 255) if they are that dark')
     if bright and max(bright.values()) > 100 and (dark := [part for part, most in bright.items() if most <= 1]):
         raise UserError(f'all parts must have one range of values; those of {dark[0]} are all but black')
 
@@ -302,7 +302,7 @@ def from_arrays(cls: ImageData,
     pictures = {part: list(map(_pixels, x)) for part, (x, _) in given.items() if _are_pictures(x)}
     images = {part: x for part, (x, _) in given.items()} | (_stack_parts(pictures) if pictures else {})
     sets = {part: ImageSet.from_array(x, labels.get(part), value_range, layout) for part, x in images.items()}
-    _check_one_range(sets)
+    _check_one_range(sets, value_range)
     if 'test' not in sets: sets['train'], sets['test'] = split_by_content(sets['train'], 0.2)
     return cls(name, sets['train'], sets['test'], sets.get('valid'), class_names)
 
@@ -568,7 +568,8 @@ def load_folder(
                         + ', '.join(f'{part}: {sorted(c or [])}' for part, c in classes.items()))
     stacked = _stack_parts(arrays, size, names)
     def part(name): return stacked.get(name), labels.get(name)
-    data = ImageData.from_arrays(*part('train'), *part('test'), *part('valid'), name=f'folder:{path}')
+    data = ImageData.from_arrays(*part('train'), *part('test'), *part('valid'), name=f'folder:{path}',
+                                 value_range=(0, 255))
     return replace(data, skipped=skipped)
 
 # %% ../nbs/07_data.ipynb #21721f8b
@@ -648,7 +649,7 @@ def load_hub(
     numbers = {part: np.asarray(split[labels]) for part, split in splits.items() if labels}
     read = [found.get(part) for part in ('train', 'test', 'valid') for found in (stacked, numbers)]
     classes = getattr(features[labels], 'names', None) if labels else None
-    return ImageData.from_arrays(*read, class_names=classes, name=f'hf:{path}')
+    return ImageData.from_arrays(*read, class_names=classes, name=f'hf:{path}', value_range=(0, 255))
 
 # %% ../nbs/07_data.ipynb #98e34aa2
 _kinds = dict(folder=load_folder, npz=load_npz, hf=load_hub)

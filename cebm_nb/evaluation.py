@@ -352,7 +352,7 @@ class Detection(Part):
     def run(self, s: Subject) -> PartResult:
         "By every score that the model has; the floors first."
         s.needs('encode', 'energy', images=True)
-        if (n := len(s.data.train)) < 20: raise Skipped(f'{s.data.name} has {n} training images, fewer than 20')
+        if (n := len(s.data.train)) < 10: raise Skipped(f'{s.data.name} has {n} training images, fewer than 10')
         what = s.ood_images, *s.outside
         real = {file_name(name): images for name, images in s.outside.items()} or None
         sets = s.once(('outliers', *what), lambda: outlier_sets(s.data, s.ood_images, root=s.root, real=real))

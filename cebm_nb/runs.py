@@ -319,8 +319,8 @@ def _check_callbacks(callbacks):
     if not isinstance(callbacks, (tuple, list)) or not all(map(callable, callbacks)):
         raise UserError(f'callbacks must be a list of functions, got {callbacks!r}')
 
-def _structure(model) -> tuple:  # its modules and the shapes of its tensors
-    return ([(name, type(m)) for name, m in model.named_modules()],
+def _structure(model) -> tuple:  # the modules in it and the shapes of its tensors
+    return ([(name, type(m)) for name, m in model.named_modules() if name],
             {name: tensor.shape for name, tensor in model.state_dict().items()})
 
 def _check_asked(model, data, device, image_size, options, track, callbacks):  # what can be told at once
@@ -501,8 +501,6 @@ def resume(
             raise UserError(f'the run was trained with {words} of yours; pass {" and ".join(f"{k}=" for k in missing)}')
         if added := [k for k, value in own.items() if value is not None and k not in document['run']['own']]:
             raise UserError(f'the run was trained without {" and ".join(added)} of yours; leave out {added[0]}=')
-        for k, name in document['run'].get('own', {}).items():
-            if _name(own[k]) != name: raise UserError(f'the run was trained with the {k} {name}, got {_name(own[k])}')
         model = model_from_config(document, folder / 'config.json') if model is None else model
         saved = folder / 'model.safetensors'
         if saved.is_file():  # a run that is killed while it begins has a checkpoint and no model yet
@@ -510,7 +508,10 @@ def resume(
         plain = {k: v for k, v in document.items() if k not in ('run', 'options', 'settings', 'budget')}
         budget, settings = Budget(**document['budget']), change(model_presets(model)['paper'], document['settings'])
         config = Config(**plain | dict(device=device or document['device']))
-        trainer = make_trainer(model, run_data(document, data, root), settings, config, group, **own)
+        data = run_data(document, data, root)
+        for k, name in document['run'].get('own', {}).items():
+            if _name(own[k]) != name: raise UserError(f'the run was trained with the {k} {name}, got {_name(own[k])}')
+        trainer = make_trainer(model, data, settings, config, group, **own)
         if not trainer.load_state(tensors, record, str(path)) and group.first:
             print(f'The noise goes on as that of {group.size} times {trainer.device}, not as before')
         for word in wrong if group.first else (): print(f'{word}. Going on from {path.name}, update {trainer.step}')

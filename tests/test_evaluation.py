@@ -298,7 +298,7 @@ def test_hundreds_of_classes_one_image_and_tiny_images(tmp_path):
     one = evaluate(model, replace(data, test=data.test.subset(slice(1))), parts=['few-label', 'neighbours'], labels=(1,), draws=2, folder=tmp_path / 'one')
     assert one['few_label'] and 'against' not in one['few_label'][-1]
     pair = evaluate(model, replace(data, train=data.train.subset(slice(2))), parts=['ood', 'clusters'])
-    assert 'ood: digits has 2 training images, fewer than 20' in pair['skipped'] and pair['clusters']
+    assert 'ood: digits has 2 training images, fewer than 10' in pair['skipped'] and pair['clusters']
     tiny = cn.ImageData.from_arrays(data.train.images[:200, 0, :7, :7], data.train.labels[:200])
     run = cn.train(Flat(), tiny, out=tmp_path / 'run', steps=2, preset='smoke', validate_every=0, progress=False)
     assert 'samples: own has images of fewer than 8 x 8 pixels' in evaluate(run, tiny, parts=['samples'])['skipped']
