@@ -201,16 +201,6 @@ class ImageData:
     def in_shape(self) -> tuple: return tuple(self.train.images.shape[1:])
 
     @property
-    def extent(self) -> float:
-        "The largest absolute value of the training set: 1 for images, whose range is [-1, 1]."
-        return 1. if self.train.images.dim() == 4 else float(self.train.images.abs().max())
-
-    @property
-    def reach(self) -> float:
-        "Half the width of the domain, 1.5 times the largest absolute value."
-        return 1.5 * self.extent or 1.5
-
-    @property
     def fingerprint(self) -> str:
         "Sixteen hexadecimal digits that depend on every image and label of every part."
         digest = hashlib.sha256()
@@ -225,6 +215,17 @@ class ImageData:
         shape = 'x'.join(map(str, [*sides, c])) if sides else f'{c} features'
         classes = f'{len(self.class_names)} classes' if self.class_names else 'no labels'
         return f'ImageData({self.name}: {sizes}, {shape}, {classes})'
+
+# %% ../nbs/07_data.ipynb #46f545d6
+@patch(as_prop=True)
+def extent(self: ImageData) -> float:
+    "The largest absolute value of the training set: 1 for images, whose range is [-1, 1]."
+    return 1. if self.train.images.dim() == 4 else float(self.train.images.abs().max())
+
+@patch(as_prop=True)
+def reach(self: ImageData) -> float:
+    "Half the width of the domain, 1.5 times the largest absolute value."
+    return 1.5 * self.extent or 1.5
 
 # %% ../nbs/07_data.ipynb #82ab17ff
 @patch

@@ -102,12 +102,6 @@ class Run:
     @property
     def name(self) -> str: return self.config['model']
 
-    @property
-    def updates(self) -> int | None:
-        "Of the model; None where a run has not ended."
-        if self.which == 'best': return read_weights(self.folder, 'best')[2]['step']
-        return (self.config['run']['finished'] or {}).get('updates')
-
     def resume(self, **options) -> 'Run':
         "Go on where the run's checkpoint left it; the options are those of `resume`."
         return resume(self.folder, **options)
@@ -126,6 +120,13 @@ class Run:
 
     @property
     def figures(self) -> list: return sorted((self.folder / 'figures').glob('*.png'))
+
+# %% ../nbs/23_runs.ipynb #1ee139f9
+@patch(as_prop=True)
+def updates(self: Run) -> int | None:
+    "Of the model; None where a run has not ended."
+    if self.which == 'best': return read_weights(self.folder, 'best')[2]['step']
+    return (self.config['run']['finished'] or {}).get('updates')
 
 # %% ../nbs/23_runs.ipynb #15b065cc
 def load_run(
@@ -474,6 +475,16 @@ def run_data(
                              f'--data')
     return data
 
+# %% ../nbs/23_runs.ipynb #5ceb51e6
+def _check_own(before: dict, own: dict):  # names of the sampler and the objective of a run, and those at hand
+    if missing := {k: name for k, name in before.items() if own[k] is None}:
+        words = ' and '.join(f'the {k} {name}' for k, name in missing.items())
+        raise UserError(f'the run was trained with {words} of yours; pass {" and ".join(f"{k}=" for k in missing)}')
+    if added := [k for k, value in own.items() if value is not None and k not in before]:
+        raise UserError(f'the run was trained without {" and ".join(added)} of yours; leave out {added[0]}=')
+    for k, name in before.items():
+        if _name(own[k]) != name: raise UserError(f'the run was trained with the {k} {name}, got {_name(own[k])}')
+
 # %% ../nbs/23_runs.ipynb #c8a023e3
 def resume(
     folder: str | Path,  # a run folder with a checkpoint
@@ -496,11 +507,7 @@ def resume(
     with _writing(folder, group):
         tensors, record, path, wrong = Checkpoints(folder / 'checkpoint').newest()
         check_unchanged(document, record, folder / 'config.json')
-        if missing := {k: name for k, name in document['run'].get('own', {}).items() if own[k] is None}:
-            words = ' and '.join(f'the {k} {name}' for k, name in missing.items())
-            raise UserError(f'the run was trained with {words} of yours; pass {" and ".join(f"{k}=" for k in missing)}')
-        if added := [k for k, value in own.items() if value is not None and k not in document['run']['own']]:
-            raise UserError(f'the run was trained without {" and ".join(added)} of yours; leave out {added[0]}=')
+        _check_own(document['run']['own'], own)
         model = model_from_config(document, folder / 'config.json') if model is None else model
         saved = folder / 'model.safetensors'
         if saved.is_file():  # a run that is killed while it begins has a checkpoint and no model yet
@@ -508,10 +515,7 @@ def resume(
         plain = {k: v for k, v in document.items() if k not in ('run', 'options', 'settings', 'budget')}
         budget, settings = Budget(**document['budget']), change(model_presets(model)['paper'], document['settings'])
         config = Config(**plain | dict(device=device or document['device']))
-        data = run_data(document, data, root)
-        for k, name in document['run'].get('own', {}).items():
-            if _name(own[k]) != name: raise UserError(f'the run was trained with the {k} {name}, got {_name(own[k])}')
-        trainer = make_trainer(model, data, settings, config, group, **own)
+        trainer = make_trainer(model, run_data(document, data, root), settings, config, group, **own)
         if not trainer.load_state(tensors, record, str(path)) and group.first:
             print(f'The noise goes on as that of {group.size} times {trainer.device}, not as before')
         for word in wrong if group.first else (): print(f'{word}. Going on from {path.name}, update {trainer.step}')

@@ -452,8 +452,8 @@ def try_energy(energy: FrozenEnergy, data):
     "Raises ValueError where an energy cannot read the data, is not one number for each image, or depends on chance."
     model, name, training = energy.model, type(energy.model).__name__, energy.model.training
     def drops(m): return 'Drop' in type(m).__name__ or type(m).__name__ == 'StochasticDepth'
-    def mixes(m): return isinstance(m, nn.modules.batchnorm._BatchNorm)
-    noisy = [m for m in model.modules() if mixes(m) or drops(m) and getattr(m, 'p', 0)]
+    mixing = nn.modules.batchnorm._BatchNorm
+    noisy = [m for m in model.modules() if isinstance(m, mixing) or drops(m) and getattr(m, 'p', 0)]
     if noisy:
         raise UserError(f'{name} has {type(noisy[0]).__name__}: the energy of an image must depend neither on the '
                         f'others of its batch nor on chance; leave it out')

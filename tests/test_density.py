@@ -113,7 +113,8 @@ def test_what_is_outside_a_domain_is_refused(tmp_path):
     covariance = torch.eye(8) + .999 * torch.rand(8, 8, generator=torch.Generator().manual_seed(0)).mm(torch.rand(8, 8, generator=torch.Generator().manual_seed(0)).mT)
     precise = torch.cat([torch.zeros(8, 1), -torch.linalg.inv(covariance) / 2], 1)  # symmetric up to rounding
     assert cn.Prior(F.FullGaussian(8), precise).energy(torch.zeros(1, 8, 9)).isfinite()
-    edge = cn.ImageData.from_arrays(np.linspace(-.1, .1, 200)[:, None])  # its largest value is another one in float32
+    line = np.linspace(-.1, .1, 200)[:, None]
+    edge = cn.ImageData.from_arrays(line, test=line)  # its largest value is another one in float32
     options = dict(steps=2, progress=False, validate_every=0, preset='smoke', options=dict(latent_dim=2))
     cn.train('cebm', edge, out=tmp_path / 'edge', sampler=dict(reach=.1), **options)
     for data, reach in ((cn.load_data('digits'), .9), (cn.ImageData.from_arrays(torch.randn(200, 2).numpy()), .1)):  # walls inside the data would fold them

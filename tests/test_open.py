@@ -71,7 +71,8 @@ def test_own_everything_trained_killed_resumed_loaded_encoded_and_evaluated(tmp_
     assert model.encode(space['data'].test.to_float()).shape == (len(space['data'].test), 8)
     result = cn.evaluate(model, space['data'], parts=['few-label', 'neighbours', 'ood'], labels=(1,), draws=2)
     assert result['few_label'] and result['neighbours'] and result['ood']
-    for missing, word in ((dict(), 'sampler walk .* objective logistic'), (dict(sampler=1, objective=1), 'pass model='), (dict(sampler=1, objective=1, model=space['network']()), 'pass data=')):
+    own, network = space['own'], space['network']()
+    for missing, word in ((dict(), 'sampler walk .* objective logistic'), (own | dict(sampler=print), 'sampler walk, got print'), (own, 'pass model='), (own | dict(model=network), 'pass data=')):
         with pytest.raises(cn.UserError, match=word): cn.resume(tmp_path / 'whole', **missing)
     status, _, err = call(tmp_path, 'eval', 'whole')
     assert status == 2 and 'model of your own' in err and len(err.splitlines()) == 1
